@@ -1,0 +1,43 @@
+"""Attention inside windows, grids and strided groups of a feature map."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.window_attention import reference
+
+
+def window_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    size: int | tuple[int, int],
+    interval: int | tuple[int, int] = 1,
+    bias: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """softmax(scale * q k^T + bias) v inside each group of h x w tokens taken every `interval` pixels.
+
+    A map whose sides are no multiple of size * interval is extended at the right and the bottom; the
+    positions so added are masked and never influence a real one.
+
+    Args:
+        q, k, v: (B, H, W, heads, head_dim), any strides.
+        size: tokens of a group, (h, w) or one number for both.
+        interval: pixels from one token of a group to the next, per axis; 1 for contiguous windows.
+        bias: (heads, h*w, h*w), queries before keys, row-major inside the group.
+        scale: factor of the logits; head_dim ** -0.5 when None.
+
+    Returns:
+        (B, H, W, heads, head_dim).
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not agree.
+    """
+    check_qkv(q, k, v)
+    size, interval = as_pair(size, "size"), as_pair(interval, "interval")
+    tokens = size[0] * size[1]
+    if bias is not None and bias.shape != (q.shape[3], tokens, tokens):
+        raise ValueError(f"bias is {tuple(bias.shape)}, expected {(q.shape[3], tokens, tokens)}")
+    return reference.window_attention(q, k, v, size, interval, bias, scale)

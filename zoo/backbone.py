@@ -1,0 +1,184 @@
+"""Backbone: stages, head, features and timm's model methods, written once for every family."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import zoo.embeds
+import zoo.ffns
+import zoo.mixers  # noqa: F401 - these three register their parts
+from zoo.block import Stage
+from zoo.config import ModelConfig
+from zoo.errors import Where
+from zoo.head import Head
+from zoo.init import SCHEMES, initialise
+from zoo.layers.norm import build_norm
+
+
+class Backbone(nn.Module):
+    """A hierarchical vision backbone built from a `ModelConfig`.
+
+    Inside, tensors are (B, H, W, C). Images come in, and feature maps go out, as NCHW.
+
+    Args:
+        config: the variant.
+        num_classes: width of the classifier; 0 for none.
+        in_chans: channels of the image.
+        global_pool: "avg", or "" to keep every position.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None for the
+            variant's own.
+
+    Raises:
+        ConfigError: if the parts of the configuration do not fit together.
+        ValueError: for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes, self.in_chans = num_classes, in_chans
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rates = torch.linspace(0, rate, sum(len(s.blocks) for s in config.stages), device="cpu").tolist()
+        self.stages = nn.ModuleList()
+        self.feature_info: list[dict[str, Any]] = []
+        dim, reduction = in_chans, 1
+        for i, stage in enumerate(config.stages):
+            self.stages.append(Stage(stage, dim, [rates.pop(0) for _ in stage.blocks]))
+            dim, reduction = stage.dim, reduction * self.stages[-1].reduction
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
+        self.num_features = dim
+        self.norm = build_norm(config.head.norm, dim) if config.head.order == "norm_pool" else nn.Identity()
+        self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
+        if config.init not in SCHEMES:
+            raise Where(config.name, ("init",)).unknown(config.init, SCHEMES, "scheme")
+        initialise(self, config.init)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the features that the classifier sees."""
+        return self.head.hidden_dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) of any size to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to the normalised map of the last stage, (B, num_features, H / 32, W / 32)."""
+        x = self._enter(x)
+        for stage in self.stages:
+            x = stage(x)
+        return _to_nchw(self.norm(x))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """A map of `forward_features` to logits, or to the pooled features before the classifier."""
+        x = self.head(x.permute(0, 2, 3, 1), pre_logits=pre_logits)
+        return _to_nchw(x) if x.ndim == 4 else x
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NHWC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The maps at the end of the chosen stages.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: stages to return, negative ones from the end; n for the last n; None for all.
+            norm: apply the final norm, where the variant has one, to the map of the last stage.
+            stop_early: do not run the stages behind the last one asked for.
+            output_fmt: layout of the maps.
+            intermediates_only: return the maps alone.
+
+        Returns:
+            The result of `forward_features` and the list of maps, or the list alone.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
+        take = self._take_indices(indices)
+        last = len(self.stages) - 1
+        x, maps = self._enter(x), []
+        for i, stage in enumerate(self.stages[: max(take) + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                y = self.norm(x) if norm and i == last else x
+                maps.append(_to_nchw(y) if output_fmt == "NCHW" else y)
+        if intermediates_only:
+            return maps
+        x = self.norm(x) if i == last else x
+        return (_to_nchw(x) if output_fmt == "NCHW" else x), maps
+
+    def _enter(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"the input is {tuple(x.shape)}, expected images of shape (B, {self.in_chans}, H, W)")
+        return x.permute(0, 2, 3, 1)
+
+    def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        count = len(self.stages)
+        if indices is None or isinstance(indices, int):
+            indices = range(-(count if indices is None else indices), 0)
+        if not indices or not all(-count <= i < count for i in indices):
+            raise ValueError(f"indices are {list(indices)}, expected at least one from {-count} to {count - 1}")
+        return [i % count for i in indices]
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the stages behind the last one in `indices`, the final norm and the head; returns the indices."""
+        take = self._take_indices(indices)
+        pruned = max(take) + 1 < len(self.stages)
+        self.stages = self.stages[: max(take) + 1]
+        if prune_norm or pruned:
+            self.norm = nn.Identity()
+        if prune_head or pruned:
+            self.head.remove_hidden()
+            self.num_features = self.head.hidden_dim = self.feature_info[max(take)]["num_chs"]
+            self.reset_classifier(0, "")
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one for `num_classes`, or remove it (0)."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the family's recipe never decays."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name for pattern in self.config.no_weight_decay for name in fnmatch.filter(names, pattern)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups: the stem, then each stage (`coarse`) or each block in order."""
+        blocks = [(r"^stages\.(\d+)", None)]
+        if not coarse:
+            blocks = [(r"^stages\.(\d+)\.embed", (-1,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^stages\.0\.embed", "blocks": [*blocks, (r"^norm|^head\.norm|^head\.pre_logits", (99999,))]}
+
+
+def _to_nchw(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 3, 1, 2)

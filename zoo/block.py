@@ -1,0 +1,93 @@
+"""Branch, Block, Stage: the one residual abstraction of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.config import BranchConfig, StageConfig
+from zoo.errors import ConfigError
+from zoo.layers.drop_path import DropPath
+from zoo.layers.norm import build_norm
+from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
+
+
+class Branch(nn.Module):
+    """y = shortcut(x) + drop_path(gamma * fn(norm(x))) on (B, H, W, dim_in)."""
+
+    def __init__(self, config: BranchConfig, dim_in: int, dim: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm = build_norm(config.norm, dim_in)
+        self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
+        self.gamma = None
+        if config.layer_scale is not None:
+            self.gamma = nn.Parameter(torch.full((dim,), config.layer_scale))
+        self.drop_path = DropPath(drop_path if config.drop_path else 0.0)
+        self.shortcut = nn.Identity()
+        if config.shortcut is not None:
+            self.shortcut = SHORTCUTS.build(config.shortcut, dim_in=dim_in, dim=dim)
+        self.reduction: int = getattr(self.fn, "reduction", 1)
+        if self.reduction != getattr(self.shortcut, "reduction", 1) or (dim_in != dim and config.shortcut is None):
+            raise ConfigError(
+                f"{config.part.where}: {config.part.type!r} reduces {self.reduction}x and goes from {dim_in} to {dim} "
+                "channels, and its shortcut does not: give it one that does the same, such as {type: pool}"
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fn(self.norm(x))
+        if self.gamma is not None:
+            y = y * self.gamma
+        return self.shortcut(x) + self.drop_path(y)
+
+
+class Block(nn.Sequential):
+    """Named branches in order; the first may change width and resolution."""
+
+    def __init__(self, branches: Sequence[BranchConfig], dim_in: int, dim: int, drop_path: float) -> None:
+        super().__init__()
+        for config in branches:
+            if hasattr(self, config.name):
+                raise ConfigError(f"{config.part.where}: the name {config.name!r} is taken, choose another")
+            self.add_module(config.name, Branch(config, dim_in, dim, drop_path))
+            dim_in = dim
+
+
+class Stage(nn.Module):
+    """An embed, then blocks, on (B, H, W, dim_in).
+
+    Args:
+        drop_path: the rate of each block.
+
+    Attributes:
+        reduction: how many times smaller than the input the output is on each axis.
+    """
+
+    def __init__(self, config: StageConfig, dim_in: int, drop_path: Sequence[float]) -> None:
+        super().__init__()
+        self.embed = nn.Identity()
+        if config.embed is not None:
+            self.embed = EMBEDS.build(config.embed, dim_in=dim_in, dim=config.dim)
+            dim_in = self.embed.dim
+        self.blocks = nn.ModuleList()
+        for branches, rate in zip(config.blocks, drop_path, strict=True):
+            if not branches and dim_in != config.dim:
+                raise ConfigError(f"{config.where}: block 0 has no branch that could go from {dim_in} to {config.dim}")
+            self.blocks.append(Block(branches, dim_in, config.dim, rate))
+            dim_in = config.dim
+        self.reduction = getattr(self.embed, "reduction", 1)
+        for block in self.blocks:
+            for branch in block:
+                self.reduction *= branch.reduction
+        self.grad_checkpointing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x

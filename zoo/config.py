@@ -1,0 +1,313 @@
+"""YAML configuration to frozen dataclasses.
+
+A family file holds a base, `variants` that override it, and the key rules of published
+checkpoints. Four override rules, the same everywhere:
+
+* `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
+* `branches: [mlp]` in a stage selects which branches its blocks have;
+* `{cycle: [...]}` anywhere in a branch is taken by block index;
+* `first: {...}` in a branch holds for block 0 alone, `at: [2, 5]` keeps a branch in those blocks only.
+
+`extends: other` makes a variant start from another one of the same file. Text of the form
+`img_size/32` becomes a (height, width) pair computed from the model's `img_size`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zoo.errors import ConfigError, Where
+from zoo.schema import Count, Index, Positive, Rate, Size, check, check_fields, check_mapping
+
+_MAX_NESTING = 20
+_MAX_VALUES = 100_000
+NORMS = ("layernorm", "batchnorm")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation layer: `layernorm`, `layernorm:1e-6`, `batchnorm:1e-3`, ..."""
+
+    type: str
+    eps: float = 1e-5
+
+    @classmethod
+    def from_yaml(cls, value: Any, where: Where) -> Norm:
+        if isinstance(value, Norm):
+            return value
+        if not isinstance(value, str):
+            raise where.error(value, "a norm such as 'layernorm' or 'layernorm:1e-6'")
+        name, _, eps = value.partition(":")
+        if name not in NORMS:
+            raise where.unknown(name, NORMS, "norm")
+        try:
+            return cls(name) if not eps else cls(name, check(float(eps), Positive, where))
+        except ValueError as error:
+            raise where.error(value, "a norm such as 'layernorm:1e-6'") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered module by name, and its keyword arguments."""
+
+    type: str
+    params: Mapping[str, Any]
+    where: Where = field(compare=False)
+
+    @classmethod
+    def from_yaml(cls, value: Any, where: Where) -> Part:
+        if isinstance(value, Part):
+            return value
+        params = check_mapping(value, where)
+        if "type" not in params:
+            raise ConfigError(f"{where}: the key 'type' is missing")
+        return cls(check(params.pop("type"), str, where / "type"), params, where)
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """One residual branch: y = shortcut(x) + drop_path(gamma * fn(norm(x)))."""
+
+    name: str
+    part: Part
+    norm: Norm | None = None
+    layer_scale: Positive | None = None
+    drop_path: bool = True
+    shortcut: Part | None = None
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """An embed and the branches of each block behind it."""
+
+    dim: int
+    embed: Part | None
+    blocks: tuple[tuple[BranchConfig, ...], ...]
+    where: Where = field(compare=False)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classifier: norm before or after the global pool, optionally a tanh layer before the last."""
+
+    order: Literal["norm_pool", "pool_norm"]
+    norm: Norm
+    pre_logits: bool = False
+
+    @classmethod
+    def from_yaml(cls, value: Any, where: Where) -> HeadConfig:
+        return _dataclass_from_yaml(cls, value, where)
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """Rules that rename one published form of a checkpoint to our keys; `None` drops a key."""
+
+    keys: Mapping[str, str | None]
+    transforms: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_yaml(cls, value: Any, where: Where) -> KeySet:
+        entry = check_mapping(value, where)
+        check_fields(entry, {"keys": Any, "transforms": Any}, {"keys"}, where)
+        tables = {
+            name: {
+                pattern: check(target, str | None, where / name / pattern)
+                for pattern, target in check_mapping(table, where / name).items()
+            }
+            for name, table in entry.items()
+        }
+        return cls(**tables)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines one variant."""
+
+    name: str
+    family: str
+    img_size: tuple[int, int]
+    stages: tuple[StageConfig, ...]
+    head: HeadConfig
+    init: str
+    drop_path_rate: float
+    no_weight_decay: tuple[str, ...]
+    checkpoints: Mapping[str, KeySet]
+
+
+_MODEL_KEYS: dict[str, Any] = {
+    "family": str,
+    "img_size": Size,
+    "stem": Any,
+    "downsample": Any,
+    "block": Any,
+    "stages": Any,
+    "head": HeadConfig,
+    "init": str,
+    "drop_path_rate": Rate,
+    "no_weight_decay": tuple[str, ...],
+    "checkpoints": Any,
+}
+_REQUIRED = {"family", "img_size", "stem", "block", "stages", "head", "init"}
+
+
+def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig:
+    """The `ModelConfig` of a resolved configuration tree.
+
+    Raises:
+        ConfigError: for anything missing, unknown or of the wrong kind.
+    """
+    tree = check_mapping(tree, where)
+    check_tree(tree, where)
+    raw_size = tree.get("img_size", 224)
+    tree = _compute_sizes(tree, check(raw_size, Size, where / "img_size"), where)
+    fields = check_fields(tree, _MODEL_KEYS, _REQUIRED, where)
+    checkpoints = check_mapping(fields.get("checkpoints", {}), where / "checkpoints")
+    return ModelConfig(
+        name=name,
+        family=fields["family"],
+        img_size=fields["img_size"],
+        stages=_parse_stages(tree, where),
+        head=fields["head"],
+        init=fields["init"],
+        drop_path_rate=fields.get("drop_path_rate", 0.0),
+        no_weight_decay=fields.get("no_weight_decay", ()),
+        checkpoints={key: KeySet.from_yaml(v, where / "checkpoints" / key) for key, v in checkpoints.items()},
+    )
+
+
+def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    """`tree` with `changes` applied: a dotted key sets one value deep inside, a plain key replaces the whole.
+
+    A dotted path crosses lists by index (`stages.2.depth`) and reaches every item of a `{cycle: [...]}`.
+    """
+    result = dict(tree)
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        result[head] = _set_path(result.get(head, {}), rest, value, where / head) if rest else value
+    return result
+
+
+def _set_path(node: Any, path: str, value: Any, where: Where) -> Any:
+    if not path:
+        return value
+    head, _, rest = path.partition(".")
+    if isinstance(node, list):
+        if not (head.isdecimal() and int(head) < len(node)):
+            raise where.error(head, f"an index from 0 to {len(node) - 1}")
+        return [_set_path(v, rest, value, where / i) if i == int(head) else v for i, v in enumerate(node)]
+    if not isinstance(node, Mapping):
+        raise where.error(node, f"a mapping in which {path!r} can be set")
+    if set(node) == {"cycle"} and isinstance(node["cycle"], list):
+        return {"cycle": [_set_path(item, path, value, where) for item in node["cycle"]]}
+    return {**node, head: _set_path(node.get(head, {}), rest, value, where / head)}
+
+
+def _parse_stages(tree: Mapping[str, Any], where: Where) -> tuple[StageConfig, ...]:
+    stages, here = tree["stages"], where / "stages"
+    if not isinstance(stages, list) or not 1 <= len(stages) <= 16:
+        raise here.error(stages, "a list of 1 to 16 stages")
+    block = check_mapping(tree["block"], where / "block")
+    if not block:
+        raise (where / "block").error(block, "at least one branch")
+    parsed = []
+    for i, stage in enumerate(stages):
+        key = "stem" if i == 0 else "downsample"
+        embed = None if tree.get(key) is None else Part.from_yaml(tree[key], where / key)
+        parsed.append(_parse_stage(check_mapping(stage, here / i), block, embed, here / i))
+    return tuple(parsed)
+
+
+def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | None, where: Where) -> StageConfig:
+    own = {"dim": Count, "depth": Count, "branches": tuple[str, ...]}
+    changes = {key: value for key, value in stage.items() if key not in own}
+    for key in changes:
+        if key.partition(".")[0] not in block:
+            raise where.unknown(key, [*own, *block, *(f"{name}.<key>" for name in block)])
+    fields = check_fields({k: v for k, v in stage.items() if k in own}, own, {"dim", "depth"}, where)
+    selected = fields.get("branches", tuple(block))
+    for name in selected:
+        if name not in block:
+            raise (where / "branches").unknown(name, block, "branch")
+    branches = override({name: block[name] for name in selected}, changes, where)
+    check_tree(branches, where)
+    blocks = tuple(_parse_block(branches, i, where) for i in range(fields["depth"]))
+    return StageConfig(fields["dim"], embed, blocks, where)
+
+
+def _parse_block(branches: Mapping[str, Any], index: int, where: Where) -> tuple[BranchConfig, ...]:
+    parsed = []
+    for name, spec in branches.items():
+        here = where / name
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise here.error(name, "a branch name of letters, digits and _")
+        spec = check_mapping(_take_cycles(spec, index, here), here)
+        only = check(spec.pop("at", None), tuple[Index, ...] | None, here / "at")
+        first = check_mapping(spec.pop("first", {}), here / "first")
+        if only is None or index in only:
+            parsed.append(_parse_branch(name, {**spec, **first} if index == 0 else spec, here))
+    return tuple(parsed)
+
+
+def _parse_branch(name: str, spec: dict[str, Any], where: Where) -> BranchConfig:
+    annotations = typing.get_type_hints(BranchConfig, include_extras=True)
+    own = {key: annotations[key] for key in ("norm", "layer_scale", "drop_path", "shortcut")}
+    values = {key: spec.pop(key) for key in own if key in spec}
+    return BranchConfig(name, Part.from_yaml(spec, where), **check_fields(values, own, set(), where))
+
+
+def _take_cycles(node: Any, index: int, where: Where) -> Any:
+    if isinstance(node, Mapping):
+        if "cycle" in node:
+            items = node["cycle"]
+            if set(node) != {"cycle"} or not isinstance(items, list) or not items:
+                raise where.error(node, "{cycle: [...]} with at least one item and no other key")
+            return _take_cycles(items[index % len(items)], index, where)
+        return {key: _take_cycles(value, index, where / str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_take_cycles(value, index, where / i) for i, value in enumerate(node)]
+    return node
+
+
+def _compute_sizes(node: Any, img_size: tuple[int, int], where: Where) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _compute_sizes(value, img_size, where / str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_compute_sizes(value, img_size, where / i) for i, value in enumerate(node)]
+    match = re.fullmatch(r"img_size/([1-9]\d{0,4})", node) if isinstance(node, str) else None
+    if match is None:
+        return node
+    size = tuple(length // int(match[1]) for length in img_size)
+    if min(size) < 1:
+        raise where.error(f"{node} with img_size {img_size}", f"an img_size of at least {match[1]} pixels")
+    return size
+
+
+def check_tree(tree: Any, where: Where) -> None:
+    """Refuse YAML that contains itself, or expands without end through aliases, before anything recurses into it."""
+    stack, seen = [(tree, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        seen += 1
+        if depth > _MAX_NESTING or seen > _MAX_VALUES:
+            raise ConfigError(f"{where}: more than {_MAX_NESTING} levels or {_MAX_VALUES} values, or it contains itself")
+        children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+        stack.extend((child, depth + 1) for child in children)
+
+
+def _dataclass_from_yaml(cls: type, value: Any, where: Where) -> Any:
+    """An instance of the frozen dataclass `cls`, its fields checked against their annotations."""
+    if isinstance(value, cls):
+        return value
+    annotations = typing.get_type_hints(cls, include_extras=True)
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    return cls(**check_fields(check_mapping(value, where), annotations, required, where))

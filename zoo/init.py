@@ -1,0 +1,45 @@
+"""Initialisation schemes, one per training recipe; parts without an entry keep what their constructor drew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from zoo.layers.conv import Pointwise
+
+
+def _trunc_normal(name: str, module: nn.Module) -> None:
+    """Linear layers: normal of std 0.02, zero bias. Convolutions keep PyTorch's default (DaViT)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _vit_eff(name: str, module: nn.Module) -> None:
+    """MaxViT in timm ("vit_eff"): convolutions normal of std sqrt(2 / fan_out); linear layers Xavier uniform.
+
+    Biases are zero, those of an MLP normal of std 1e-6. The head keeps PyTorch's default.
+    """
+    if name.startswith("head.") or not isinstance(module, nn.Conv2d | nn.Linear):
+        return
+    if isinstance(module, nn.Conv2d | Pointwise):
+        fan_out = module.weight.numel() // module.weight.shape[1]
+        if isinstance(module, nn.Conv2d):
+            fan_out //= module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+    else:
+        nn.init.xavier_uniform_(module.weight)
+    if module.bias is not None:
+        in_mlp = name.endswith(("fc1", "fc2")) and not isinstance(module, Pointwise)
+        nn.init.normal_(module.bias, std=1e-6) if in_mlp else nn.init.zeros_(module.bias)
+
+
+SCHEMES: dict[str, Callable[[str, nn.Module], None]] = {"trunc_normal": _trunc_normal, "vit_eff": _vit_eff}
+
+
+def initialise(model: nn.Module, scheme: str) -> None:
+    """Draw the weights of every layer of `model` by the named scheme."""
+    for name, module in model.named_modules():
+        SCHEMES[scheme](name, module)

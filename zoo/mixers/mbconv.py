@@ -1,0 +1,90 @@
+"""Inverted bottleneck convolution with squeeze and excitation (MaxViT, https://arxiv.org/abs/2204.01697, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zoo.config import Norm
+from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.conv import Conv2d, Pointwise
+from zoo.layers.norm import build_norm
+from zoo.registry import BRANCHES, SHORTCUTS
+from zoo.schema import Count, Positive
+
+
+class SqueezeExcite(nn.Module):
+    """(B, H, W, dim) scaled per channel by a gate computed from the mean over all positions."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Pointwise(dim, hidden)
+        self.fc2 = Pointwise(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.fc2(F.silu(self.fc1(x.mean(dim=(1, 2), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+@BRANCHES.register("mbconv")
+class MBConv(nn.Module):
+    """1x1 expansion, 3x3 depthwise convolution, squeeze and excitation, 1x1 projection.
+
+    Args:
+        inner_norm: norm behind the expansion and behind the depthwise convolution.
+        act: activation behind each of the two.
+        expand: whether the hidden width is `ratio` times the output's or the input's width.
+        stride: of the depthwise convolution.
+        padding: of the depthwise convolution: "same" as in TensorFlow, or one zero on every side.
+        bias: of the projection.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        *,
+        inner_norm: Norm,
+        act: Act,
+        expand: Literal["output", "input"] = "output",
+        ratio: Positive = 4.0,
+        stride: Count = 1,
+        padding: Literal["same", 1] = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.reduction = stride
+        hidden = int(ratio * (dim if expand == "output" else dim_in))
+        if hidden < 16:
+            raise ValueError(f"ratio {ratio} gives {hidden} hidden channels, at least 16 are needed")
+        self.conv1 = Pointwise(dim_in, hidden, bias=False)
+        self.norm1 = build_norm(inner_norm, hidden)
+        self.conv2 = Conv2d(hidden, hidden, 3, stride, padding, bias=False, groups=hidden)
+        self.norm2 = build_norm(inner_norm, hidden)
+        self.se = SqueezeExcite(hidden, hidden // 16)
+        self.conv3 = Pointwise(hidden, dim, bias=bias)
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, dim_in) to (B, ceil(H / stride), ceil(W / stride), dim)."""
+        x = self.act(self.norm1(self.conv1(x)))
+        x = self.act(self.norm2(self.conv2(x)))
+        return self.conv3(self.se(x))
+
+
+@SHORTCUTS.register("pool")
+class PoolShortcut(nn.Module):
+    """2x2 average pool and, where the width changes, a 1x1 projection; beyond an odd side nothing is averaged in."""
+
+    reduction = 2
+
+    def __init__(self, dim_in: int, dim: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = nn.Identity() if dim_in == dim else Pointwise(dim_in, dim, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
+        return self.proj(x.permute(0, 2, 3, 1))

@@ -1,0 +1,258 @@
+"""The functions behind the public door: list, create, describe, convert, load."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo import timm_models
+from zoo.backbone import Backbone
+from zoo.catalog import family_of, load_config, shipped
+from zoo.config import ModelConfig
+from zoo.errors import CheckpointError, ConfigError, Where
+from zoo.schema import Size, check
+from zoo.weights.files import as_state_dict, read_checkpoint
+from zoo.weights.load import LoadReport, fit
+from zoo.weights.manifest import Checkpoint, checkpoints_of
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | PathLike[str] | StateDict | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    drop_path_rate: float | None = None,
+    drop_rate: float = 0.0,
+    **overrides: Any,
+) -> nn.Module:
+    """A backbone with a classifier, or a feature pyramid.
+
+    Args:
+        name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights),
+            a configuration file ("my.yaml"), or a variant in one ("my.yaml:variant").
+        pretrained: download and load the variant's published weights.
+        checkpoint: a file or state dict to load instead, in any published form of the variant. With another
+            number of classes the classifier is drawn anew; with other channels the first convolution is adapted.
+        num_classes: width of the classifier; 0 for pooled features.
+        in_chans: channels of the image.
+        img_size: (height, width) for rules that follow the training size, such as MaxViT's window of
+            img_size / 32. Every model takes images of any size whatever this is.
+        features_only: return a model that maps images to a list of (B, C, H, W) maps at strides 4, 8, 16 and 32.
+        out_indices: the stages of that list, 0 to 3, or negative from the end.
+        drop_path_rate: stochastic depth; None for the published rate of the variant.
+        drop_rate: dropout before the classifier.
+        overrides: configuration keys, dotted for one value in a mapping: `**{"block.mlp.ratio": 3}`.
+
+    Returns:
+        A `zoo.backbone.Backbone`, or timm's feature wrapper around one.
+
+    Raises:
+        ConfigError: for an unknown name or key, or parts that do not fit together.
+        CheckpointError: if weights cannot be had, read or fitted.
+    """
+    if out_indices is not None and not features_only:
+        raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
+    if pretrained and checkpoint is not None:
+        raise CheckpointError("pretrained=True and checkpoint= both name weights: pass one of them")
+    optional = {"img_size": img_size, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
+    settings = {key: value for key, value in optional.items() if value is not None}
+    settings |= {"num_classes": num_classes, "in_chans": in_chans, "drop_rate": drop_rate, **overrides}
+    if features_only:
+        settings["features_only"] = True
+    variant, tag = split_tag(name)
+    if checkpoint is not None:
+        settings["pretrained_cfg_overlay"] = _as_pretrained(checkpoint, load_config(variant, overrides))
+    elif pretrained:
+        settings["pretrained_cfg"] = _published(variant, tag).tag
+    try:
+        model = timm_models.build(variant, pretrained or checkpoint is not None, **settings)
+    except OSError as error:
+        raise CheckpointError(f"{name}: the published weights cannot be fetched: {error}") from error
+    getattr(model, "model", model).pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def split_tag(name: str) -> tuple[str, str | None]:
+    """("davit_tiny", "msft_in1k") of "davit_tiny.msft_in1k"; names of files have no tag."""
+    variant, _, tag = name.partition(".") if _is_variant(name) else (name, "", "")
+    if tag and tag not in (entry.tag for entry in checkpoints_of(variant)):
+        raise Where(name).unknown(tag, (entry.tag for entry in checkpoints_of(variant)), "checkpoint")
+    return variant, tag or None
+
+
+def _is_variant(name: object) -> bool:
+    return isinstance(name, str) and name.partition(".")[0] in shipped()
+
+
+def _published(variant: str, tag: str | None) -> Checkpoint:
+    """The checkpoint that `pretrained=True` stands for."""
+    entries = [entry for entry in checkpoints_of(variant) if tag in (None, entry.tag)]
+    for entry in entries:
+        if entry.hub is not None:
+            return entry
+    by_hand = f"; fetch it by hand from {entries[0].sources[0]} and pass checkpoint=FILE" if entries else ""
+    raise CheckpointError(f"{variant}: no published checkpoint that can be downloaded{by_hand}")
+
+
+def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig) -> dict[str, Any]:
+    """timm's description of a checkpoint at hand: its tensors under our names, its classes and channels."""
+    tensors, _ = fit(_read(source), config.checkpoints, _meta_state(config), timm_models.ADAPTABLE)
+    classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
+    channels = tensors[f"{timm_models.FIRST_CONV}.weight"].shape[1]
+    return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
+
+
+def _read(source: str | PathLike[str] | StateDict) -> dict[str, torch.Tensor]:
+    return as_state_dict(source) if isinstance(source, Mapping) else read_checkpoint(source)
+
+
+def _meta_state(config: ModelConfig, in_chans: int = 3, num_classes: int = 1000) -> dict[str, torch.Tensor]:
+    """Names and shapes of the whole variant, without memory behind them."""
+    with torch.device("meta"):
+        return Backbone(config, num_classes, in_chans).state_dict()
+
+
+def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool = False) -> list[str]:
+    """Names of the shipped variants, sorted.
+
+    Args:
+        pattern: shell-style, as in "davit_*".
+        family: "davit", "maxvit", ...
+        pretrained: only those with published weights that can be downloaded.
+    """
+    names = [name for name in shipped() if family in (None, family_of(name))]
+    if pretrained:
+        names = [name for name in names if any(entry.hub for entry in checkpoints_of(name))]
+    return names if pattern is None else fnmatch.filter(names, pattern)
+
+
+def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tensor]:
+    """A published state dict of the variant `name` under our names, ready for `load_state_dict(strict=True)`.
+
+    Every published set of keys of the variant is recognised by its keys, ours too.
+
+    Raises:
+        CheckpointError: if keys or shapes do not fit; the classifier may have any number of classes and the
+            first convolution any number of channels.
+        ConfigError: for an unknown name.
+    """
+    config = load_config(split_tag(name)[0])
+    return fit(as_state_dict(state_dict), config.checkpoints, _meta_state(config), timm_models.ADAPTABLE)[0]
+
+
+def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -> LoadReport:
+    """Load a checkpoint, in any published form of the model's variant or in ours, into `model`.
+
+    What the model has been built without (classifier, pruned stages) is dropped and reported; a relative
+    position table of another window is interpolated and reported. Everything else must fit.
+
+    Args:
+        model: made by `zoo.create_model` or `timm.create_model("zoo_...")`.
+        source: a `.pth`, `.pth.tar`, `.bin` or `.safetensors` file, or a state dict.
+
+    Raises:
+        CheckpointError: if the file cannot be read or does not fit; the model is then left as it was.
+    """
+    backbone = model
+    while not isinstance(backbone, Backbone):
+        inner = [getattr(backbone, name, None) for name in ("_orig_mod", "module", "model")]
+        backbone = next((module for module in inner if isinstance(module, nn.Module)), None)
+        if backbone is None:
+            raise CheckpointError(f"a {type(model).__name__} is not a model of the zoo: make it with zoo.create_model")
+    targets = _meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000)
+    own = backbone.state_dict()
+    absent = [name for name in targets if name not in own]
+    tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
+    backbone.load_state_dict({name: value for name, value in tensors.items() if name in own}, strict=True)
+    return dataclasses.replace(
+        report, loaded=tuple(n for n in tensors if n in own), dropped=(*report.dropped, *absent)
+    )
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a variant.
+
+    Attributes:
+        params: parameters, with a classifier of 1000 classes.
+        gmacs: 1e9 multiply-adds of one forward pass at `img_size`, counted.
+        img_size: (height, width) in pixels.
+        channels, reductions: of the four feature maps.
+        top1: published ImageNet-1k accuracy in percent, of the default checkpoint.
+        licence_code, licence_weights: of the published code and of the default checkpoint.
+        sources: where code, paper and weights are.
+        input_transform: mean, std, interpolation, crop_pct and crop_mode of the default checkpoint.
+        checkpoints: every published checkpoint, the default first.
+    """
+
+    name: str
+    family: str
+    params: int
+    gmacs: float
+    img_size: tuple[int, int]
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    top1: float | None
+    licence_code: str | None
+    licence_weights: str | None
+    sources: tuple[str, ...]
+    input_transform: dict[str, Any]
+    checkpoints: tuple[Checkpoint, ...]
+
+
+def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> ModelInfo:
+    """Size, cost, published figures, licences and sources of a variant or configuration file.
+
+    Args:
+        name: as for `create_model`.
+        img_size: where to count multiply-adds; None for the variant's own size.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    variant, tag = split_tag(name)
+    config = load_config(variant)
+    size = config.img_size if img_size is None else check(img_size, Size, Where("img_size"))
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = Backbone(config).eval()
+        model(torch.empty(1, 3, *size))
+    entries = sorted(checkpoints_of(config.name), key=lambda entry: (entry.tag != tag, entry.hub is None))
+    first = entries[0] if entries else None
+    return ModelInfo(
+        name=config.name,
+        family=config.family,
+        params=sum(p.numel() for p in model.parameters()),
+        gmacs=counter.get_total_flops() / 2e9,
+        img_size=size,
+        channels=tuple(level["num_chs"] for level in model.feature_info),
+        reductions=tuple(level["reduction"] for level in model.feature_info),
+        top1=first and (first.top1 or first.top1_timm),
+        licence_code=first and first.licence_code,
+        licence_weights=first and first.licence_weights,
+        sources=_sources(entries),
+        input_transform=first.input_transform if first else {},
+        checkpoints=tuple(entries),
+    )
+
+
+def _sources(entries: Sequence[Checkpoint]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for entry in entries:
+        hub = [f"https://huggingface.co/{entry.hub}"] if entry.hub else []
+        found |= dict.fromkeys([entry.code, entry.paper, *hub, *entry.sources])
+    return tuple(found)

@@ -1,0 +1,113 @@
+"""Registers every shipped variant with timm as `zoo_<variant>`; importing this module is all it takes.
+
+`timm.create_model("zoo_davit_tiny", ...)` then builds, loads, wraps for features and publishes our models
+with timm's own machinery.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from zoo.backbone import Backbone
+from zoo.catalog import load_config, shipped
+from zoo.config import ModelConfig
+from zoo.weights.files import as_state_dict
+from zoo.weights.load import fit
+from zoo.weights.manifest import Checkpoint, checkpoints, checkpoints_of
+
+PREFIX = "zoo_"
+_BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
+_TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
+                   "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
+FIRST_CONV, CLASSIFIER = "stages.0.embed.convs.0", "head.fc"
+ADAPTABLE = (f"{FIRST_CONV}.weight", f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
+"""Parameters that timm adapts to another number of channels or classes."""
+
+
+def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A model by timm's builder; `name` as for `zoo.create_model`, with timm's arguments beside configuration keys.
+
+    Raises:
+        ConfigError: for an unknown name or key.
+    """
+    settings = {key: kwargs.pop(key) for key in _BACKBONE_ARGUMENTS if key in kwargs}
+    timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
+    config = load_config(name, kwargs)
+    cfg = default_cfg(config, None)
+    if name in shipped():
+        overlay = {"input_size": cfg["input_size"], "pool_size": cfg["pool_size"]} if "img_size" in kwargs else {}
+        timm_settings["pretrained_cfg_overlay"] = overlay | (timm_settings.get("pretrained_cfg_overlay") or {})
+    else:
+        timm_settings.setdefault("pretrained_cfg", cfg)
+    return build_model_with_cfg(
+        partial(Backbone, config),
+        PREFIX + config.name,
+        pretrained,
+        pretrained_filter_fn=_filter,
+        feature_cfg={"out_indices": tuple(range(len(config.stages))), "feature_cls": "getter"},
+        **settings,
+        **timm_settings,
+    )
+
+
+def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """timm's description of a model and its weights."""
+    cfg = {
+        "input_size": (3, *config.img_size),
+        "pool_size": tuple(-(-n // 32) for n in config.img_size),
+        "first_conv": FIRST_CONV,
+        "classifier": CLASSIFIER,
+    }
+    if checkpoint is None:
+        return cfg
+    return cfg | {
+        "hf_hub_id": checkpoint.hub,
+        "num_classes": checkpoint.num_classes,
+        "mean": checkpoint.mean,
+        "std": checkpoint.std,
+        "interpolation": checkpoint.interpolation,
+        "crop_pct": checkpoint.crop_pct,
+        "crop_mode": checkpoint.crop_mode,
+        "license": checkpoint.licence_weights,
+        "origin_url": checkpoint.code,
+        "paper_ids": checkpoint.paper.replace("https://arxiv.org/abs/", "arXiv:"),
+    }
+
+
+def _filter(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Any published form of a checkpoint under our keys."""
+    return fit(as_state_dict(state), model.config.checkpoints, model.state_dict(), ADAPTABLE)[0]
+
+
+def _entrypoint(variant: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(variant, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = PREFIX + variant
+    create.__module__ = __name__
+    create.__doc__ = f"The backbone `{variant}` of the zoo; see `zoo.create_model`."
+    return create
+
+
+def _register() -> None:
+    configs = {name: load_config(name) for name in shipped()}
+    tagged = {PREFIX + c.id: default_cfg(configs[c.variant], c) for c in checkpoints()}
+    plain = {PREFIX + name: default_cfg(config, None) for name, config in configs.items()}
+    described = {key.partition(".")[0] for key in tagged}
+    default_cfgs.update(generate_default_cfgs(tagged | {k: v for k, v in plain.items() if k not in described}))
+    module = sys.modules[__name__]
+    for name in shipped():
+        create = _entrypoint(name)
+        setattr(module, create.__name__, create)
+        register_model(create)
+
+
+default_cfgs: dict[str, Any] = {}
+_register()

@@ -1,0 +1,101 @@
+"""Published state dicts to ours: recognised by their keys, strict both ways."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from zoo.config import KeySet
+from zoo.errors import CheckpointError
+from zoo.weights import transforms
+from zoo.weights.keys import Renaming, rename
+
+OWN = "zoo"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A state dict under our names.
+
+    Attributes:
+        tensors: our name to value, after the transforms; every name of the model and no other.
+        key_set: the published form it was recognised as; "zoo" for our own.
+        dropped: official keys that a rule drops.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    key_set: str
+    dropped: tuple[str, ...]
+
+
+def convert(
+    state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Mapping[str, torch.Tensor]
+) -> Conversion:
+    """Rename and transform `state` to the names in `targets`.
+
+    The published form whose renamed keys match the most targets is taken. Shapes are left to the caller.
+
+    Raises:
+        CheckpointError: naming the first missing and unexpected keys.
+    """
+    candidates = {OWN: Renaming({key: key for key in state}, (), ())}
+    candidates |= {name: rename(state, rules) for name, rules in key_sets.items()}
+    key_set = max(candidates, key=lambda name: len(set(candidates[name].names.values()) & targets.keys()))
+    renaming = candidates[key_set]
+    new_names = list(renaming.names.values())
+    known = set(new_names)
+    missing = [key for key in targets if key not in known]
+    unexpected = [*renaming.unknown, *(old for old, new in renaming.names.items() if new not in targets)]
+    repeated = [name for name, count in Counter(new_names).items() if count > 1]
+    if missing or unexpected or repeated:
+        raise mismatch(f"read as a checkpoint in {key_set!r} form", missing, unexpected, repeated)
+    rules = {} if key_set == OWN else key_sets[key_set].transforms
+    tensors = {new: _transform(new, state[old], rules, targets[new].shape) for old, new in renaming.names.items()}
+    return Conversion(tensors, key_set, renaming.dropped)
+
+
+def check_tensors(
+    tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], free: Container[str] = ()
+) -> None:
+    """Raise CheckpointError, naming the first few, unless shapes and kinds of number are the targets'.
+
+    The names in `free` may have any shape.
+    """
+    wrong = []
+    for name, value in tensors.items():
+        target = targets[name]
+        if value.shape != target.shape and name not in free:
+            wrong.append(f"{name} is {tuple(value.shape)}, expected {tuple(target.shape)}")
+        elif value.is_floating_point() != target.is_floating_point():
+            wrong.append(f"{name} is {value.dtype}, expected {target.dtype}")
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit the model: {len(wrong)} tensors differ: {_first(wrong, '; ')}")
+
+
+def mismatch(
+    context: str, missing: Sequence[str], unexpected: Sequence[str], repeated: Sequence[str] = ()
+) -> CheckpointError:
+    """The error for keys that do not fit, with the first few of each kind."""
+    kinds = {"missing": missing, "unexpected": unexpected, "given twice": repeated}
+    text = "; ".join(f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds.items() if keys)
+    return CheckpointError(f"the checkpoint does not fit the model: {context}, {text}")
+
+
+def _first(items: Sequence[str], separator: str = ", ", count: int = 5) -> str:
+    return separator.join(items[:count]) + (f"{separator}..." if len(items) > count else "")
+
+
+def _transform(name: str, value: torch.Tensor, rules: Mapping[str, str], shape: torch.Size) -> torch.Tensor:
+    for pattern, transform in rules.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            try:
+                value = transforms.apply(transform, value, shape)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise CheckpointError(
+                    f"{name} of shape {tuple(value.shape)} cannot be converted by {transform!r} to {tuple(shape)}"
+                ) from error
+    return value.contiguous()
