@@ -14,7 +14,7 @@ from zoo.config import Norm
 from zoo.errors import Where
 from zoo.layers.activations import ACTIVATIONS, Act
 from zoo.layers.conv import Conv2d, pad_to_multiple
-from zoo.layers.norm import build_norm
+from zoo.layers.norm import build_norm, conv_norm
 from zoo.registry import EMBEDS
 from zoo.schema import Count, Index, check_fields, check_mapping
 
@@ -75,6 +75,6 @@ class ConvEmbed(nn.Module):
         """(B, H, W, dim_in) to (B, ceil(H / reduction), ceil(W / reduction), dim)."""
         x = pad_to_multiple(self.pre_norm(x), (self.pad_to, self.pad_to))
         for conv, norm, act in zip(self.convs, self.norms, self.acts, strict=True):
-            x = norm(conv(x))
+            x = conv_norm(conv, norm, x)
             x = x if act is None else act(x)
         return x

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.linear import Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Positive
 
@@ -19,9 +20,9 @@ class Mlp(nn.Module):
         hidden = int(dim * ratio)
         if hidden < 1:
             raise ValueError(f"ratio {ratio} of {dim} channels leaves none")
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = ACTIVATIONS[act]
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act(self.fc1(x)))

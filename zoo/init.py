@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from zoo.layers.conv import Pointwise
+from zoo.layers.linear import Pointwise
 
 
 def _trunc_normal(name: str, module: nn.Module) -> None:

@@ -21,7 +21,7 @@ def window_attention(
     batch, height, width, heads, head_dim = q.shape
     bottom, right = (-n % (s * i) for n, s, i in zip((height, width), size, interval, strict=True))
     q, k, v = (_groups(_extend(t, bottom, right), size, interval) for t in (q, k, v))
-    mask = None if bias is None else bias.to(q.dtype)
+    mask = None if bias is None else bias[None].to(q.dtype)
     if bottom or right:
         padding = _padding_mask((height, width), (bottom, right), size, interval, q)
         mask = padding if mask is None else padding + mask

@@ -35,22 +35,36 @@ class Conv2d(nn.Conv2d):
         symmetric = kernel // 2 if padding is None else 0 if padding == "same" else padding
         super().__init__(dim_in, dim, kernel, stride, symmetric, groups=groups, bias=bias)
         self.same = padding == "same"
-        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+        # cloned, because a depthwise kernel counts as contiguous either way and would keep the strides of NCHW
+        nhwc = self.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        self.weight.data = nhwc.permute(0, 3, 1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.apply_weight(x, self.weight, self.bias)
+
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer with another weight and bias."""
+        padding = self.padding
         if self.same:
-            x = pad_same(x, self.kernel_size[0], self.stride[0])
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+            x, weight, padding = self._same(x, weight)
+        out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, self.stride, padding, groups=self.groups)
+        return out.permute(0, 2, 3, 1).contiguous()
 
+    def _same(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+        """The map, the kernel and the symmetric padding that together give TensorFlow's "same" result.
 
-class Pointwise(nn.Linear):
-    """A 1x1 convolution: a linear layer over C, initialised as a convolution."""
-
-
-def pad_same(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
-    """(B, H, W, C) zero-padded so that a convolution gives ceil(H / stride) x ceil(W / stride)."""
-    height, width = ((max((-(-n // stride) - 1) * stride + kernel - n, 0)) for n in x.shape[1:3])
-    return F.pad(x, (0, 0, width // 2, width - width // 2, height // 2, height - height // 2))
+        Where TensorFlow pads one more zero behind the map than before it, a padded copy of the map would cost more
+        than the convolution. A zero row in front of the kernel gives the same sums. Compiled, the pad is written
+        together with whatever computes the map, and costs nothing.
+        """
+        sides = zip(x.shape[1:3], self.kernel_size, self.stride, strict=True)
+        total = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sides]
+        extra = [t % 2 for t in total]
+        if not any(extra):
+            return x, weight, tuple(t // 2 for t in total)
+        if torch.compiler.is_compiling():
+            return F.pad(x, (0, 0, 0, extra[1], 0, extra[0])), weight, tuple(t // 2 for t in total)
+        return x, F.pad(weight, (extra[1], 0, extra[0], 0)), tuple((t + 1) // 2 for t in total)
 
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

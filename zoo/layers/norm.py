@@ -6,13 +6,38 @@ import torch
 from torch import nn
 
 from zoo.config import Norm
+from zoo.layers.conv import Conv2d
+from zoo.layers.linear import Linear
 
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (B, H, W, C); statistics, keys and momentum (0.1) as `nn.BatchNorm2d`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.training:
+            return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        scale, shift = self.scale_and_shift()
+        return torch.addcmul(shift, x, scale).to(x.dtype)
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of each channel in evaluation mode."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+
+def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """norm(conv(x)); a batch norm in evaluation mode is folded into the convolution's weights.
+
+    Compiled, a spatial convolution is left alone: the norm is then fused with the activation behind it, while a
+    kernel computed in the graph loses its channels_last strides and makes oneDNN copy the map.
+    """
+    fused_anyway = torch.compiler.is_compiling() and isinstance(conv, Conv2d)
+    if norm.training or fused_anyway or not isinstance(norm, BatchNorm):
+        return norm(conv(x))
+    scale, shift = norm.scale_and_shift()
+    weight = conv.weight * scale.view(-1, *(1,) * (conv.weight.ndim - 1))
+    return conv.apply_weight(x, weight, shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
 
 
 def build_norm(norm: Norm | None, dim: int) -> nn.Module:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from zoo.config import Norm
 from zoo.layers.activations import ACTIVATIONS, Act
-from zoo.layers.conv import Conv2d, Pointwise
-from zoo.layers.norm import build_norm
+from zoo.layers.conv import Conv2d
+from zoo.layers.linear import Pointwise
+from zoo.layers.norm import build_norm, conv_norm
 from zoo.registry import BRANCHES, SHORTCUTS
 from zoo.schema import Count, Positive
 
@@ -25,8 +26,8 @@ class SqueezeExcite(nn.Module):
         self.fc2 = Pointwise(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.fc2(F.silu(self.fc1(x.mean(dim=(1, 2), keepdim=True))))
-        return x * gate.sigmoid()
+        gate = self.fc2(F.silu(self.fc1(x.mean(dim=(1, 2))))).sigmoid()
+        return x * gate[:, None, None, :]
 
 
 @BRANCHES.register("mbconv")
@@ -70,8 +71,8 @@ class MBConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, ceil(H / stride), ceil(W / stride), dim)."""
-        x = self.act(self.norm1(self.conv1(x)))
-        x = self.act(self.norm2(self.conv2(x)))
+        x = self.act(conv_norm(self.conv1, self.norm1, x))
+        x = self.act(conv_norm(self.conv2, self.norm2, x))
         return self.conv3(self.se(x))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from zoo.kernels import window_attention
 from zoo.layers.conv import pad_to_multiple
 from zoo.layers.position_bias import MlpBias, TableBias
-from zoo.layers.qkv import QkvLinear
+from zoo.layers.linear import Linear, QkvLinear
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
 
@@ -43,7 +43,7 @@ class WindowAttention(nn.Module):
         self.qkv = QkvLinear(dim, head_dim)
         bias = {"table": TableBias, "mlp": MlpBias}.get(pos_bias)
         self.pos_bias = None if bias is None else bias(dim // head_dim, size)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]

@@ -1,0 +1,29 @@
+"""What every test module shares: the registry is the test list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zoo
+
+VARIANTS = zoo.list_models()
+SMALLEST = {"davit": "davit_tiny", "maxvit": "maxvit_rmlp_pico_rw_256"}
+"""A quick variant of every family; `test_house.py` holds that no family is missing."""
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=sorted(SMALLEST))
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def small(family: str) -> str:
+    """The quick variant of each family in turn."""
+    return SMALLEST[family]

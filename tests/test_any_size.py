@@ -1,0 +1,115 @@
+"""Any height and width, per call: padded positions never influence a real one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import zoo
+from tests import golden
+from tests.conftest import SMALLEST
+from zoo.mixers.window import WindowAttention
+
+MODELS = {family: zoo.create_model(name, num_classes=11).eval() for family, name in SMALLEST.items()}
+
+
+@pytest.mark.parametrize("size", [(97, 211), (32, 32), (33, 65), (1, 1), (224, 100), (250, 310)])
+def test_odd_sizes_give_maps_of_rounded_up_size(family: str, size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        last, maps = MODELS[family].forward_intermediates(golden.images(1, *size))
+        assert torch.isfinite(MODELS[family].forward_head(last)).all()
+    for stride, level in zip((4, 8, 16, 32), maps, strict=True):
+        assert tuple(level.shape[2:]) == tuple(_halve(n, stride) for n in size)
+
+
+def _halve(length: int, stride: int) -> int:
+    while stride > 1:
+        length, stride = -(-length // 2), stride // 2
+    return length
+
+
+@settings(max_examples=15, deadline=None)
+@given(family=st.sampled_from(sorted(SMALLEST)), height=st.integers(32, 320), width=st.integers(32, 320))
+def test_a_batch_of_two_equals_two_batches_of_one(family: str, height: int, width: int) -> None:
+    pair = golden.images(2, height, width)
+    with torch.inference_mode():
+        together = MODELS[family](pair)
+        alone = torch.cat([MODELS[family](pair[:1]), MODELS[family](pair[1:])])
+    assert (together - alone).abs().max() < 1e-4 * together.std()
+
+
+@pytest.mark.parametrize("interval", [1, "grid"])
+@pytest.mark.parametrize("shape", [(9, 16), (3, 5), (13, 7), (7, 7), (8, 22), (1, 1)])
+def test_masked_attention_equals_brute_force(interval: int | str, shape: tuple[int, int]) -> None:
+    """Each query against the keys of its own group, one at a time, without any padding."""
+    mixer = WindowAttention(32, head_dim=16, size=(7, 7), interval=interval, pos_bias="table").double()
+    torch.nn.init.normal_(mixer.pos_bias.table)
+    x = torch.randn(2, *shape, 32, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), _brute_force(mixer, x), rtol=0, atol=1e-12)
+
+
+def _brute_force(mixer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
+    qkv = F.linear(x, mixer.qkv.weight, mixer.qkv.bias).unflatten(-1, (3, 2, 16))
+    q, k, v = qkv.unbind(-3)
+    height, width = x.shape[1:3]
+    out = torch.zeros_like(q)
+    for y in range(height):
+        for z in range(width):
+            keys = [
+                (i, j, di, dj)
+                for i, di in _partners(y, height, mixer.interval)
+                for j, dj in _partners(z, width, mixer.interval)
+            ]
+            logits = torch.stack([(q[:, y, z] * k[:, i, j]).sum(-1) / 4 for i, j, _, _ in keys], dim=-1)
+            logits = logits + torch.stack([mixer.pos_bias.table[:, di + 6, dj + 6] for _, _, di, dj in keys], dim=-1)
+            weights = logits.softmax(-1)
+            out[:, y, z] = sum(weights[..., n, None] * v[:, i, j] for n, (i, j, _, _) in enumerate(keys))
+    return F.linear(out.flatten(3), mixer.proj.weight, mixer.proj.bias)
+
+
+def _partners(position: int, length: int, interval: int | str) -> list[tuple[int, int]]:
+    """Positions of the same group on one axis, with their offset from `position` in tokens of the group."""
+    if interval == 1:
+        return [(i, i - position) for i in range(length) if i // 7 == position // 7]
+    step = -(-length // 7)
+    return [(i, i // step - position // step) for i in range(length) if i % step == position % step]
+
+
+def test_zero_padding_is_davits_rule() -> None:
+    """The map is extended by zeros before the projection, so padding takes part as the projection's bias."""
+    mixer = WindowAttention(32, head_dim=16, size=(7, 7), pad="zeros").double()
+    x = torch.randn(1, 9, 11, 32, dtype=torch.float64)
+    padded = mixer(F.pad(x, (0, 0, 0, 3, 0, 5)))
+    torch.testing.assert_close(mixer(x), padded[:, :9, :11])
+
+
+def test_whole_model_off_its_window_equals_a_model_without_padding() -> None:
+    """Where the masked grid and windows cover the map exactly, nothing is padded: 256 pixels and windows of 8."""
+    name = SMALLEST["maxvit"]
+    model = zoo.create_model(name, num_classes=11).eval()
+    other = zoo.create_model(name, num_classes=11, img_size=(512, 256)).eval()
+    other.load_state_dict(model.state_dict())
+    assert other.stages[0].blocks[0].wattn.fn.size == (16, 8)
+    assert torch.isfinite(other(golden.images(1, 512, 256))).all()
+
+
+def test_maxvit_keeps_its_window_at_any_size_unless_asked() -> None:
+    assert zoo.create_model("maxvit_tiny_tf_224").stages[0].blocks[0].wattn.fn.size == (7, 7)
+    asked = zoo.create_model("maxvit_tiny_tf_224", img_size=(256, 320))
+    assert asked.stages[3].blocks[0].gattn.fn.size == (8, 10)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (80, 63)])
+def test_same_padding_is_tensorflows(size: tuple[int, int]) -> None:
+    """ceil(n / 2) outputs, with the odd zero behind the map."""
+    from zoo.layers.conv import Conv2d
+
+    conv = Conv2d(4, 6, 3, stride=2, padding="same").double()
+    x = torch.randn(1, *size, 4, dtype=torch.float64)
+    total = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in size]
+    padded = F.pad(x.permute(0, 3, 1, 2), (total[1] // 2, -(-total[1] // 2), total[0] // 2, -(-total[0] // 2)))
+    expected = F.conv2d(padded, conv.weight, conv.bias, stride=2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(conv(x), expected)

@@ -1,0 +1,147 @@
+"""The `zoo` command: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from zoo.errors import CheckpointError, ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML.")
+console = Console()
+errors = Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A variant, FILE.yaml or FILE.yaml:VARIANT.")]
+CheckpointFile = Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Weights in any published form.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")]
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Shell-style pattern, such as 'maxvit_*_224'.")] = "*",
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only what can be downloaded.")] = False,
+) -> None:
+    """Table of the shipped variants with their published figures."""
+    from zoo.catalog import family_of, shipped
+    from zoo.weights.manifest import checkpoints_of
+
+    with _reported():
+        whole = [Column(header, no_wrap=True) for header in ("model", "licence", "weights")]
+        table = Table(whole[0], "params (M)", "GMACs", "size", "top-1 (%)", *whole[1:], box=box.SIMPLE, pad_edge=False)
+        for name in fnmatch.filter(shipped(), pattern):
+            entries = sorted(checkpoints_of(name), key=lambda entry: entry.hub is None)
+            if family not in (None, family_of(name)) or (pretrained and not any(e.hub for e in entries)):
+                continue
+            first = entries[0]
+            top1 = first.top1 or first.top1_timm
+            licences = dict.fromkeys([first.licence_code, first.licence_weights or "not stated"])
+            numbers = (f"{first.params_m:.1f}", f"{first.gmacs:.1f}", str(first.img_size), f"{top1:.1f}" if top1 else "-")
+            table.add_row(name, *numbers, ", ".join(licences), "hub" if first.hub else "by hand")
+        if not table.row_count:
+            raise ConfigError(f"no model matches {pattern!r}; `zoo list` shows all {len(shipped())}")
+    console.print(table)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A variant, FILE.yaml or FILE.yaml:VARIANT.")],
+    size: Annotated[int | None, typer.Option(help="Side of a square image for the GMACs, in pixels.")] = None,
+) -> None:
+    """What is known of one model: size, cost, accuracy, licences, where its weights are."""
+    with _reported():
+        from zoo import model_info
+
+        facts = model_info(model, size)
+    table = Table(show_header=False, title=facts.name)
+    table.add_row("family", facts.family)
+    table.add_row("parameters", f"{facts.params / 1e6:.2f} M")
+    table.add_row("cost", f"{facts.gmacs:.2f} GMACs at {facts.img_size[0]} x {facts.img_size[1]}")
+    levels = zip(facts.reductions, facts.channels, strict=True)
+    table.add_row("pyramid", ", ".join(f"stride {stride}: {width}" for stride, width in levels))
+    table.add_row("top-1", f"{facts.top1:.1f} % on ImageNet-1k, published" if facts.top1 else "not published")
+    table.add_row("licence", f"code {facts.licence_code or 'not stated'}, weights {facts.licence_weights or 'not stated'}")
+    table.add_row("input", ", ".join(f"{key} {value}" for key, value in facts.input_transform.items()) or "-")
+    for entry in facts.checkpoints:
+        table.add_row("weights", f"{entry.id}: {entry.data}; {entry.hub or 'by hand'}")
+    for source in facts.sources:
+        table.add_row("source", source)
+    console.print(table)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    model: Model = "davit_tiny",
+    checkpoint: CheckpointFile = None,
+    pretrained: Pretrained = False,
+    topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
+) -> None:
+    """ImageNet labels of pictures."""
+    with _reported():
+        from zoo.vision import load_classifier, predict, read_image
+        from zoo.vision.images import ImageError
+
+        classifier = load_classifier(model, checkpoint, pretrained)
+        table = Table("picture", "label", "probability", title=model)
+        unread = []
+        for path in images:
+            try:
+                found = predict(classifier, [read_image(path)], topk)[0]
+            except ImageError as error:
+                unread.append(str(error))
+                continue
+            for rank, guess in enumerate(found):
+                table.add_row(path.name if rank == 0 else "", guess.label, f"{guess.probability:.1%}")
+            table.add_section()
+        if table.row_count:
+            console.print(table)
+        if unread:
+            raise ImageError("\n".join(unread))
+
+
+@app.command()
+def features(
+    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    model: Model = "davit_tiny",
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG, PDF or SVG to write.")] = Path("pyramid.png"),
+    checkpoint: CheckpointFile = None,
+    pretrained: Pretrained = False,
+    longest: Annotated[int, typer.Option(min=32, help="Longer side the picture is reduced to, in pixels.")] = 640,
+) -> None:
+    """A picture of the feature pyramid: the principal components of each level as colours."""
+    with _reported():
+        from zoo import create_model
+        from zoo.vision import extract, read_image, save_picture
+
+        picture = read_image(image)
+        backbone = create_model(model, pretrained, checkpoint=checkpoint, features_only=True).eval()
+        pyramid = extract(backbone, picture, longest)
+        trained = pretrained or checkpoint is not None
+        path = save_picture(pyramid, output, model if trained else f"{model}, untrained weights")
+    table = Table("stride", "channels", "height", "width", title=f"{model} on {image.name}")
+    for stride, level in zip(pyramid.strides, pyramid.maps, strict=True):
+        table.add_row(str(stride), *(str(n) for n in level.shape))
+    console.print(table)
+    if not trained:
+        console.print("The weights are random: the maps show structure, not meaning. --pretrained downloads trained ones.")
+    console.print(f"wrote {path}")
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Print the errors that are meant for people and exit with status 1, without a traceback."""
+    try:
+        yield
+    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,56 @@
+"""Linear layers on contiguous (B, H, W, C) tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` over the channels of (B, H, W, C).
+
+    On the CPU it runs as a 1x1 convolution of the permuted tensor: the same product of the same numbers, but
+    computed by oneDNN instead of the BLAS that PyTorch was built with, up to 2.5 times as fast.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.apply_weight(x, self.weight, self.bias)
+
+    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer with another weight and bias."""
+        if x.device.type != "cpu" or x.ndim != 4 or x.dtype == torch.float64:
+            return F.linear(x, weight, bias)
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        tokens = _without_unit_batch(x) if compiled else x
+        out = F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:3], -1)
+
+
+def _without_unit_batch(x: torch.Tensor) -> torch.Tensor:
+    """One map (1, H, W, C) as a batch of two halves, if it has an even side.
+
+    Inductor gives an axis of length 1 the stride 0; oneDNN then does not see that the tensor is channels_last
+    and copies it. Which positions form a batch does not matter to a product over channels.
+    """
+    batch, height, width, channels = x.shape
+    if batch != 1 or max(height, width) < 4 or (height % 2 and width % 2):
+        return x
+    return x.reshape(2, *((height, width // 2) if height % 2 else (height // 2, width)), channels)
+
+
+class Pointwise(Linear):
+    """A 1x1 convolution: a linear layer, initialised as a convolution."""
+
+
+class QkvLinear(Linear):
+    """(B, H, W, dim) to q, k, v of (B, H, W, heads, head_dim); rows ordered (q k v, heads, head_dim)."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        if dim % head_dim:
+            raise ValueError(f"head_dim {head_dim} does not divide the width {dim}")
+        super().__init__(dim, 3 * dim)
+        self.heads, self.head_dim = dim // head_dim, head_dim
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return super().forward(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
