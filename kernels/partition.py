@@ -20,7 +20,7 @@ def partition(x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int])
     (h, w), (ih, iw) = size, interval
     x = x.reshape(batch, height // (h * ih), h, ih, width // (w * iw), w, iw, *rest)
     x = x.permute(0, 1, 3, 4, 6, 2, 5, *range(7, x.ndim))
-    return x.reshape(batch, -1, h * w, *rest)
+    return x.flatten(5, 6).flatten(1, 4)
 
 
 def unpartition(

@@ -18,6 +18,7 @@ from zoo.errors import Where
 from zoo.head import Head
 from zoo.init import SCHEMES, initialise
 from zoo.layers.norm import build_norm
+from zoo.schema import Count, Index, Rate, check
 
 
 class Backbone(nn.Module):
@@ -49,6 +50,10 @@ class Backbone(nn.Module):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
+        check(num_classes, Index, Where("num_classes"))
+        check(in_chans, Count, Where("in_chans"))
+        check(drop_rate, Rate, Where("drop_rate"))
+        check(drop_path_rate, Rate | None, Where("drop_path_rate"))
         self.config = config
         self.num_classes, self.in_chans = num_classes, in_chans
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
@@ -64,7 +69,7 @@ class Backbone(nn.Module):
         self.norm = build_norm(config.head.norm, dim) if config.head.order == "norm_pool" else nn.Identity()
         self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
         if config.init not in SCHEMES:
-            raise Where(config.name, ("init",)).unknown(config.init, SCHEMES, "scheme")
+            raise (config.where / "init").unknown(config.init, SCHEMES, "scheme")
         initialise(self, config.init)
 
     @property

@@ -138,6 +138,7 @@ class ModelConfig:
     drop_path_rate: float
     no_weight_decay: tuple[str, ...]
     checkpoints: Mapping[str, KeySet]
+    where: Where = field(compare=False)
 
 
 _MODEL_KEYS: dict[str, Any] = {
@@ -178,6 +179,7 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
         drop_path_rate=fields.get("drop_path_rate", 0.0),
         no_weight_decay=fields.get("no_weight_decay", ()),
         checkpoints={key: KeySet.from_yaml(v, where / "checkpoints" / key) for key, v in checkpoints.items()},
+        where=where,
     )
 
 

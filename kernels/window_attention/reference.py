@@ -20,14 +20,16 @@ def window_attention(
     """See `api.window_attention`."""
     batch, height, width, heads, head_dim = q.shape
     bottom, right = (-n % (s * i) for n, s, i in zip((height, width), size, interval, strict=True))
-    q, k, v = (_groups(_extend(t, bottom, right), size, interval) for t in (q, k, v))
+    q, k, v = (partition(_extend(t, bottom, right), size, interval) for t in (q, k, v))
+    groups = q.shape[1]
+    q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     mask = None if bias is None else bias[None].to(q.dtype)
     if bottom or right:
         padding = _padding_mask((height, width), (bottom, right), size, interval, q)
         mask = padding if mask is None else padding + mask
         mask = mask.repeat(batch, 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    out = out.transpose(1, 2).unflatten(0, (batch, -1))
+    out = out.transpose(1, 2).unflatten(0, (batch, groups))
     out = unpartition(out, size, interval, (height + bottom, width + right))
     return out[:, :height, :width]
 
@@ -35,11 +37,6 @@ def window_attention(
 def _extend(x: torch.Tensor, bottom: int, right: int) -> torch.Tensor:
     """(B, H, W, heads, d) with zeros below and to the right."""
     return F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom)) if bottom or right else x
-
-
-def _groups(x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, heads, d) to (B * groups, heads, tokens, d)."""
-    return partition(x, size, interval).flatten(0, 1).transpose(1, 2)
 
 
 def _padding_mask(

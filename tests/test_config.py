@@ -1,0 +1,265 @@
+"""Configuration: the override rules, and errors that a person can act on."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import zoo
+from tests.conftest import SMALLEST, VARIANTS
+from zoo.backbone import Backbone
+from zoo.catalog import CONFIG_DIR, load_config
+from zoo.config import override, parse_model
+from zoo.errors import Where
+from zoo.layers.norm import BatchNorm
+from zoo.layers.position_bias import MlpBias
+
+TINY = {
+    "family": "test",
+    "img_size": 64,
+    "stem": {"type": "conv", "layers": [{"kernel": 4, "stride": 4, "padding": 0, "norm": "layernorm"}]},
+    "downsample": {"type": "conv", "layers": [{"kernel": 2, "stride": 2, "padding": 0}]},
+    "block": {
+        "attn": {"type": "window", "norm": "layernorm", "head_dim": 8, "size": 4},
+        "mlp": {"type": "mlp", "norm": "layernorm", "ratio": 2},
+    },
+    "stages": [{"dim": 16, "depth": 2}, {"dim": 32, "depth": 2}],
+    "head": {"order": "norm_pool", "norm": "layernorm"},
+    "init": "trunc_normal",
+}
+WHERE = Where("test.yaml")
+
+
+def parse(**changes):
+    return parse_model("test", override(TINY, changes, WHERE), WHERE)
+
+
+def write(tmp_path: Path, tree: object) -> str:
+    path = tmp_path / "my.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_dotted_key_sets_one_value_and_plain_key_replaces() -> None:
+    blocks = parse(**{"stages": [{"dim": 16, "depth": 1, "mlp.ratio": 3}]}).stages[0].blocks
+    assert blocks[0][1].part.params == {"ratio": 3}
+    assert blocks[0][1].norm.type == "layernorm"
+    replaced = parse(**{"stages": [{"dim": 16, "depth": 1, "mlp": {"type": "mlp"}}]}).stages[0].blocks
+    assert replaced[0][1].part.params == {}
+    assert replaced[0][1].norm is None
+
+
+def test_branches_selects() -> None:
+    (block,) = parse(stages=[{"dim": 16, "depth": 1, "branches": ["mlp"]}]).stages[0].blocks
+    assert [branch.name for branch in block] == ["mlp"]
+
+
+def test_cycle_is_taken_by_block_index() -> None:
+    stage = {"dim": 16, "depth": 5, "attn.size": {"cycle": [2, 4]}}
+    assert [b[0].part.params["size"] for b in parse(stages=[stage]).stages[0].blocks] == [2, 4, 2, 4, 2]
+
+
+def test_a_dotted_key_reaches_every_item_of_a_cycle() -> None:
+    block = {"mlp": {"cycle": [{"type": "mlp"}, {"type": "mlp", "act": "silu"}]}}
+    stage = {"dim": 16, "depth": 2, "mlp.ratio": 3}
+    first, second = parse(block=block, stages=[stage]).stages[0].blocks
+    assert first[0].part.params == {"ratio": 3}
+    assert second[0].part.params == {"ratio": 3, "act": "silu"}
+
+
+def test_first_holds_for_block_zero_and_at_for_the_listed_ones() -> None:
+    stage = {"dim": 16, "depth": 3, "mlp.first": {"ratio": 8}, "attn.at": [1, 2]}
+    blocks = parse(stages=[stage]).stages[0].blocks
+    assert [[branch.name for branch in block] for block in blocks] == [["mlp"], ["attn", "mlp"], ["attn", "mlp"]]
+    assert [block[-1].part.params["ratio"] for block in blocks] == [8, 2, 2]
+
+
+def test_sizes_follow_the_image() -> None:
+    config = parse(**{"img_size": [64, 96], "block.attn.size": "img_size/16"})
+    assert config.stages[0].blocks[0][0].part.params["size"] == (4, 6)
+
+
+def test_variants_extend_each_other(tmp_path: Path) -> None:
+    tree = {**TINY, "variants": {"a": {"stages.1.depth": 3}, "b": {"extends": "a", "stages.1.dim": 64}}}
+    config = load_config(write(tmp_path, tree) + ":b")
+    assert (config.stages[1].dim, len(config.stages[1].blocks)) == (64, 3)
+
+
+def test_own_file_trains_without_registration(tmp_path: Path) -> None:
+    model = zoo.create_model(write(tmp_path, TINY), num_classes=3)
+    import torch
+
+    model(torch.randn(2, 3, 33, 47)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        parse().stages[0].dim = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block.attn.sise": 7}, ["attn", "sise", "size"]),
+        ({"block.attn.type": "windoww"}, ["windoww", "'window'", "channel"]),
+        ({"stages.1.dim": "wide"}, ["stages.1.dim", "'wide'", "whole number"]),
+        ({"stages.1.dim": 30}, ["attn", "head_dim 8", "30"]),
+        ({"stages.0.depht": 2}, ["stages.0", "depht", "depth"]),
+        ({"head.order": "norm"}, ["head.order", "norm", "norm_pool"]),
+        ({"block.attn.norm": "layernrom"}, ["attn.norm", "layernrom", "'layernorm'"]),
+        ({"downsample": None}, ["stages.1", "16", "32", "embed"]),
+        ({"init": "kaiming"}, ["init", "kaiming", "trunc_normal"]),
+        ({"block.training": {"type": "mlp"}}, ["training", "taken"]),
+        ({"block.attn.size": "img_size/128"}, ["img_size", "128"]),
+        ({"block.mlp.layer_scale": -1}, ["layer_scale", "-1"]),
+        ({"drop_path_rate": 1.5}, ["drop_path_rate", "1.5"]),
+    ],
+)
+def test_errors_name_file_path_found_and_allowed(tmp_path: Path, changes: dict, words: list[str]) -> None:
+    with pytest.raises(zoo.ConfigError) as caught:
+        zoo.create_model(write(tmp_path, override(TINY, changes, WHERE)))
+    for word in ["my.yaml", *words]:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- 1", "a: [", "a: &x [*x]", "family: 3", "\x00", "a: 1\na: 2", "[1]: 2", "? {a: 1}\n: 2", "!!python/object:os.system {}"],
+)
+def test_broken_files(tmp_path: Path, text: str) -> None:
+    with pytest.raises(zoo.ConfigError, match=r"my\.yaml"):
+        zoo.create_model(write(tmp_path, text))
+
+
+def test_names_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(zoo.ConfigError, match="davit_tiny"):
+        zoo.create_model("davit_tinny")
+    with pytest.raises(zoo.ConfigError, match="cannot be read"):
+        zoo.create_model(str(tmp_path / "none.yaml"))
+    with pytest.raises(zoo.ConfigError, match="bases"):
+        zoo.create_model(f"{CONFIG_DIR / 'davit.yaml'}:bases")
+    with pytest.raises(zoo.ConfigError, match="variants"):
+        zoo.create_model(str(CONFIG_DIR / "davit.yaml"))
+    with pytest.raises(zoo.ConfigError, match="extends itself"):
+        tree = {**TINY, "variants": {"a": {"extends": "b"}, "b": {"extends": "a"}}}
+        zoo.create_model(write(tmp_path, tree) + ":a")
+    with pytest.raises(zoo.ConfigError, match="window_size"):
+        zoo.create_model("davit_tiny", window_size=7)
+    with pytest.raises(zoo.ConfigError, match="features_only"):
+        zoo.create_model("davit_tiny", out_indices=(0, 1))
+    with pytest.raises(zoo.ConfigError, match="num_classes"):
+        zoo.create_model("davit_tiny", num_classes=-1)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([]), st.just({}),
+    st.lists(st.integers(-3, 3), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+    st.just({"cycle": []}), st.just({"cycle": [1], "x": 2}), st.just({"type": "mlp"}), st.just("img_size/0"),
+)  # fmt: skip
+
+
+def _paths(node: object, path: tuple = ()) -> list[tuple]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path] * bool(path) + [p for key, child in children for p in _paths(child, (*path, key))]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(_paths(TINY)), junk=JUNK, action=st.sampled_from(["replace", "delete", "add"]), name=st.text(max_size=6))
+def test_malformed_configs_give_config_errors(tmp_path, path: tuple, junk: object, action: str, name: str) -> None:
+    """Whatever is put anywhere, a model or a ConfigError comes out, and nothing else."""
+    tree = copy.deepcopy(TINY)
+    parent = tree
+    for key in path[:-1]:
+        parent = parent[key]
+    if action == "delete":
+        del parent[path[-1]]
+    elif action == "add" and isinstance(parent, dict):
+        parent[name] = junk
+    else:
+        parent[path[-1]] = junk
+    try:
+        model = parse_and_build(tmp_path, tree)
+    except zoo.ConfigError as error:
+        assert "my.yaml" in str(error)
+    else:
+        assert isinstance(model, Backbone)
+
+
+def parse_and_build(tmp_path: Path, tree: dict) -> nn.Module:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    return zoo.create_model(str(path), num_classes=2)
+
+
+def _norms(model: nn.Module) -> dict[str, set[float]]:
+    kinds: dict[str, set[float]] = {"layernorm": set(), "batchnorm": set()}
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | BatchNorm):
+            kinds["layernorm" if isinstance(module, nn.LayerNorm) else "batchnorm"].add(module.eps)
+    return kinds
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layernorm", "batchnorm", "acts"),
+    [
+        ("davit_*", {1e-5}, set(), {"gelu"}),
+        ("maxvit_*_tf_*", {1e-5}, {1e-3}, {"gelu_tanh"}),
+        ("maxvit_*_rw_*", {1e-6}, {1e-5}, {"silu", "gelu"}),
+    ],
+)
+def test_published_eps_and_activations(pattern: str, layernorm: set, batchnorm: set, acts: set) -> None:
+    """Random weights cannot see these, so they are pinned to what the authors wrote."""
+    import torch
+
+    from zoo.layers.activations import ACTIVATIONS
+
+    for name in zoo.list_models(pattern):
+        with torch.device("meta"):
+            model = Backbone(load_config(name))
+        assert _norms(model) == {"layernorm": layernorm, "batchnorm": batchnorm}, name
+        used = [getattr(module, "act", None) for module in model.modules()]
+        used += [act for module in model.modules() for act in getattr(module, "acts", [])]
+        assert {key for key, act in ACTIVATIONS.items() if act in used} == acts, name
+        heads = [module.heads for module in model.modules() if hasattr(module, "heads")]
+        assert heads
+        assert all(module.head_dim == 32 for module in model.modules() if hasattr(module, "head_dim"))
+
+
+def test_rmlp_variants_alone_compute_their_bias() -> None:
+    for name, variant in SMALLEST.items():
+        model = zoo.create_model(variant)
+        assert any(isinstance(m, MlpBias) for m in model.modules()) == (name == "maxvit")
+
+
+def test_public_signatures_are_frozen() -> None:
+    """The door: names, order and defaults that users rely on."""
+    create = "(name, pretrained=False, *, checkpoint=None, num_classes=1000, in_chans=3, img_size=None, " \
+        "features_only=False, out_indices=None, drop_path_rate=None, drop_rate=0.0, **overrides)"  # fmt: skip
+    expected = {
+        "create_model": create,
+        "list_models": "(pattern=None, *, family=None, pretrained=False)",
+        "model_info": "(name, img_size=None)",
+        "convert_checkpoint": "(state_dict, name)",
+        "load_checkpoint": "(model, source)",
+    }
+    for name, text in expected.items():
+        signature = inspect.signature(getattr(zoo, name))
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        assert str(signature.replace(parameters=bare, return_annotation=signature.empty)) == text
+    assert typing.get_type_hints(zoo.create_model)["return"] is nn.Module
+
+
+def test_every_shipped_variant_is_described() -> None:
+    assert len(VARIANTS) == 26
+    assert zoo.list_models("davit_*") == zoo.list_models(family="davit") == ["davit_base", "davit_small", "davit_tiny"]
+    assert zoo.list_models(pretrained=True) == VARIANTS
+    assert zoo.list_models("nothing*") == []

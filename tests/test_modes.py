@@ -1,0 +1,116 @@
+"""Compilation, export, mixed precision and memory formats, for a small variant of every family."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import zoo
+from tests import golden
+
+IMAGES = golden.images(2, 64, 96)
+ODD = golden.images(1, 97, 211)
+
+
+@pytest.fixture
+def model(small: str) -> torch.nn.Module:
+    return zoo.create_model(small, num_classes=10).eval()
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((a - b).abs().max() < tolerance * b.std())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:1], ODD], ids=["batch 2", "batch 1", "odd"])
+def test_compiles_as_one_graph(model: torch.nn.Module, images: torch.Tensor) -> None:
+    torch.compiler.reset()
+    with torch.inference_mode():
+        assert close(torch.compile(model, fullgraph=True)(images), model(images))
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_gradients(small: str) -> None:
+    torch.compiler.reset()
+    model = zoo.create_model(small, num_classes=10, drop_path_rate=0.0).eval()
+    gradients = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        run(IMAGES).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert close(gradients[1], gradients[0], 1e-2)
+
+
+def test_exports(model: torch.nn.Module) -> None:
+    for images in (IMAGES, ODD):
+        with torch.no_grad():
+            exported = torch.export.export(model, (images,)).module()
+            assert close(exported(images), model(images))
+
+
+def test_autocast(model: torch.nn.Module) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(IMAGES)
+    assert out.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert close(out.float(), model(IMAGES), 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.train()(IMAGES).float().square().mean()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    with torch.no_grad():
+        expected = model(IMAGES)
+        out = copy.deepcopy(model).to(dtype)(IMAGES.to(dtype))
+    assert out.dtype == dtype
+    assert close(out.float(), expected, 1e-4 if dtype == torch.float64 else 0.3)
+
+
+def test_channels_last_images_and_model(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        expected = model(IMAGES)
+        assert close(model(IMAGES.contiguous(memory_format=torch.channels_last)), expected)
+        assert close(model.to(memory_format=torch.channels_last)(IMAGES), expected)
+
+
+def test_maps_given_to_users_are_channels_last_views(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for level in model.forward_intermediates(IMAGES, intermediates_only=True):
+            assert level.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_copies_and_pickles(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        expected = model(IMAGES)
+        assert torch.equal(copy.deepcopy(model)(IMAGES), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(IMAGES), expected)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    model.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+def test_runs_twice_to_the_same_bits(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        assert torch.equal(model(ODD), model(ODD))
+
+
+def test_wrong_inputs_say_what_was_expected(model: torch.nn.Module) -> None:
+    for wrong in (torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 32, 32, 3)):
+        with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+            model(wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_gives_what_the_cpu_gives(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        expected = model(ODD)
+        assert close(model.cuda()(ODD.cuda()).cpu(), expected, 1e-3)

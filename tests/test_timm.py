@@ -1,0 +1,175 @@
+"""timm builds, wraps, adapts and publishes our models as its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+from timm.models import get_pretrained_cfg
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+
+import zoo
+import zoo.timm_models
+from tests import golden
+from tests.conftest import SMALLEST, VARIANTS
+from zoo.weights.manifest import checkpoints
+
+IMAGE = golden.images(1, 96, 128)
+
+
+def test_every_variant_is_registered() -> None:
+    assert set(timm.list_models("zoo_*")) == {f"zoo_{name}" for name in VARIANTS}
+    tagged = timm.list_models("zoo_*", pretrained=True)
+    assert set(tagged) == {f"zoo_{entry.id}" for entry in checkpoints() if entry.hub}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_default_cfg_names_layers_that_exist(name: str) -> None:
+    cfg = get_pretrained_cfg(f"zoo_{name}")
+    with torch.device("meta"):
+        names = set(timm.create_model(f"zoo_{name}").state_dict())
+    assert {f"{cfg.first_conv}.weight", f"{cfg.classifier}.weight"} <= names
+    assert cfg.input_size[0] == 3
+    assert cfg.pool_size == tuple(n // 32 for n in cfg.input_size[1:])
+    assert cfg.hf_hub_id.startswith("timm/")
+
+
+def test_forward_and_heads(small: str) -> None:
+    model = timm.create_model(f"zoo_{small}", num_classes=42).eval()
+    with torch.inference_mode():
+        logits, features = model(IMAGE), model.forward_features(IMAGE)
+        assert logits.shape == (1, 42)
+        assert torch.equal(model.forward_head(features), logits)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert features.shape == (1, model.num_features, 3, 4)
+        assert pooled.shape == (1, model.head_hidden_size)
+        assert model.get_classifier() is model.head.fc
+        model.reset_classifier(0)
+        assert torch.equal(model(IMAGE), pooled)
+        model.reset_classifier(0, "")
+        assert model(IMAGE).shape == (1, model.head_hidden_size, 3, 4)
+        model.reset_classifier(7, "avg")
+        assert (model(IMAGE).shape, model.num_classes) == ((1, 7), 7)
+    with pytest.raises(ValueError, match="global_pool"):
+        model.reset_classifier(7, "median")
+
+
+def test_without_pool_and_classifier(small: str) -> None:
+    assert timm.create_model(f"zoo_{small}", num_classes=0)(IMAGE).ndim == 2
+    assert timm.create_model(f"zoo_{small}", num_classes=0, global_pool="")(IMAGE).shape[2:] == (3, 4)
+
+
+def test_other_channels(small: str) -> None:
+    assert timm.create_model(f"zoo_{small}", in_chans=1)(IMAGE[:, :1]).shape == (1, 1000)
+    with pytest.raises(ValueError, match=r"\(B, 1, H, W\)"):
+        timm.create_model(f"zoo_{small}", in_chans=1)(IMAGE)
+
+
+@pytest.mark.parametrize("indices", [None, (0, 2), (-2, -1), (3,)])
+def test_features_only(small: str, indices: tuple[int, ...] | None) -> None:
+    chosen = {} if indices is None else {"out_indices": indices}
+    model = timm.create_model(f"zoo_{small}", features_only=True, **chosen).eval()
+    maps = model(IMAGE)
+    levels = [i % 4 for i in indices or range(4)]
+    assert model.feature_info.reduction() == [4 * 2**i for i in levels]
+    assert [m.shape[1] for m in maps] == model.feature_info.channels()
+    assert [tuple(m.shape[2:]) for m in maps] == [(24 >> i, 32 >> i) for i in levels]
+    assert sum(1 for _ in model.parameters()) <= sum(1 for _ in timm.create_model(f"zoo_{small}").parameters())
+
+
+def test_forward_intermediates(small: str) -> None:
+    model = timm.create_model(f"zoo_{small}").eval()
+    with torch.inference_mode():
+        last, maps = model.forward_intermediates(IMAGE)
+        assert torch.equal(last, model.forward_features(IMAGE))
+        normed = model.forward_intermediates(IMAGE, indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(normed[0], last)
+        early = model.forward_intermediates(IMAGE, indices=[1], stop_early=True, intermediates_only=True)
+        assert torch.equal(early[0], maps[1])
+        nhwc = model.forward_intermediates(IMAGE, indices=[0], output_fmt="NHWC", intermediates_only=True)
+        assert torch.equal(nhwc[0].permute(0, 3, 1, 2), maps[0])
+    for wrong in ([4], [], 9):
+        with pytest.raises(ValueError, match="indices"):
+            model.forward_intermediates(IMAGE, indices=wrong)
+    with pytest.raises(ValueError, match="output_fmt"):
+        model.forward_intermediates(IMAGE, output_fmt="NLC")
+
+
+def test_gradient_checkpointing_changes_nothing(small: str) -> None:
+    model = timm.create_model(f"zoo_{small}", num_classes=3, drop_path_rate=0.0).eval()
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(IMAGE).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_optimiser_groups(small: str) -> None:
+    model = timm.create_model(f"zoo_{small}")
+    exempt = model.no_weight_decay()
+    assert exempt <= {name for name, _ in model.named_parameters()}
+    assert create_optimizer_v2(model, "adamw", weight_decay=0.05).param_groups
+    groups = param_groups_layer_decay(model, 0.05, no_weight_decay_list=exempt, layer_decay=0.9)
+    assert sum(len(group["params"]) for group in groups) == sum(1 for _ in model.parameters())
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    first = [scale[id(next(stage.blocks[0].parameters()))] for stage in model.stages]
+    assert first == sorted(set(first))
+    assert scale[id(model.stages[0].embed.convs[0].weight)] < first[0]
+    assert scale[id(model.head.fc.weight)] == 1.0
+
+
+def test_input_transform_follows_the_checkpoint() -> None:
+    for name in ("davit_tiny", "maxvit_tiny_tf_384"):
+        data = resolve_model_data_config(timm.create_model(f"zoo_{name}"))
+        facts = zoo.model_info(name).input_transform
+        assert {key: data[key] for key in facts} == facts
+    assert resolve_model_data_config(timm.create_model("zoo_maxvit_tiny_tf_384"))["input_size"] == (3, 384, 384)
+    other = zoo.create_model("maxvit_tiny_tf_224", img_size=(256, 320))
+    assert resolve_model_data_config(other)["input_size"] == (3, 256, 320)
+
+
+def test_pretrained_weights_through_timms_loader(tmp_path: Path) -> None:
+    """The Hub files hold timm's keys: the same path with a local file in place of the download."""
+    record = golden.Golden("maxvit_rmlp_pico_rw_256")
+    path = tmp_path / "model.safetensors"
+    save_file(record.state_dict(), path)
+    overlay = {"file": str(path)}
+    model = timm.create_model("zoo_maxvit_rmlp_pico_rw_256", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    expected = torch.from_numpy(record.arrays["logits"])
+    with torch.inference_mode():
+        logits = model(record.images())
+    assert (logits[:, : expected.shape[1]] - expected).abs().max() < 3e-5 * float(record.arrays["logits_std"])
+    small = timm.create_model(
+        "zoo_maxvit_rmlp_pico_rw_256", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, in_chans=1
+    )
+    assert small.head.fc.weight.shape == (3, 256)
+
+
+def test_local_dir_round_trip(tmp_path: Path, small: str) -> None:
+    """What timm pushes to the Hub, `config.json` and our own keys, loads as timm loads it."""
+    model = timm.create_model(f"zoo_{small}", num_classes=5).eval()
+    timm.models.save_for_hf(model, tmp_path, model_config={"num_classes": 5})
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == f"zoo_{small}"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(again(IMAGE), model(IMAGE))
+
+
+def test_unavailable_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(zoo.ConfigError, match="official_in1k"):
+        zoo.create_model("davit_tiny.official_in1", pretrained=True)
+    with pytest.raises(zoo.CheckpointError, match="by hand"):
+        zoo.create_model("davit_tiny.official_in1k", pretrained=True)
+
+
+def test_smallest_variants_cover_every_family() -> None:
+    assert {zoo.model_info(name).family for name in SMALLEST.values()} == set(SMALLEST)
