@@ -13,7 +13,7 @@ import zoo
 from tests import golden
 
 IMAGES = golden.images(2, 64, 96)
-ODD = golden.images(1, 97, 211)
+ODD = golden.images(2, 97, 211)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [IMAGES, IMAGES[:1], ODD], ids=["batch 2", "batch 1", "odd"])
+@pytest.mark.parametrize("images", [IMAGES[:1], ODD], ids=["batch of one", "odd size"])
 def test_compiles_as_one_graph(model: torch.nn.Module, images: torch.Tensor) -> None:
     torch.compiler.reset()
     with torch.inference_mode():

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from zoo.config import ModelConfig, check_tree, override, parse_model
+from zoo.config import ModelConfig, parse_model
 from zoo.errors import ConfigError, Where
+from zoo.overrides import check_tree, override
 from zoo.schema import check, check_mapping
 
 CONFIG_DIR = Path(str(files("zoo.configs")))
@@ -29,7 +30,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,7 +106,9 @@ def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
     variants = check_mapping(tree.pop("variants", {}), where / "variants")
     if variant is None:
         if len(variants) > 1:
-            raise ConfigError(f"{path}: holds {len(variants)} variants; name one of them: {path}:{next(iter(variants))}")
+            raise ConfigError(
+                f"{path}: holds {len(variants)} variants; name one of them: {path}:{next(iter(variants))}"
+            )
         if not variants:
             return tree, where
         variant = next(iter(variants))

@@ -45,7 +45,12 @@ def list_(
             first = entries[0]
             top1 = first.top1 or first.top1_timm
             licences = dict.fromkeys([first.licence_code, first.licence_weights or "not stated"])
-            numbers = (f"{first.params_m:.1f}", f"{first.gmacs:.1f}", str(first.img_size), f"{top1:.1f}" if top1 else "-")
+            numbers = (
+                f"{first.params_m:.1f}",
+                f"{first.gmacs:.1f}",
+                str(first.img_size),
+                f"{top1:.1f}" if top1 else "-",
+            )
             table.add_row(name, *numbers, ", ".join(licences), "hub" if first.hub else "by hand")
         if not table.row_count:
             raise ConfigError(f"no model matches {pattern!r}; `zoo list` shows all {len(shipped())}")
@@ -69,7 +74,9 @@ def info(
     levels = zip(facts.reductions, facts.channels, strict=True)
     table.add_row("pyramid", ", ".join(f"stride {stride}: {width}" for stride, width in levels))
     table.add_row("top-1", f"{facts.top1:.1f} % on ImageNet-1k, published" if facts.top1 else "not published")
-    table.add_row("licence", f"code {facts.licence_code or 'not stated'}, weights {facts.licence_weights or 'not stated'}")
+    table.add_row(
+        "licence", f"code {facts.licence_code or 'not stated'}, weights {facts.licence_weights or 'not stated'}"
+    )
     table.add_row("input", ", ".join(f"{key} {value}" for key, value in facts.input_transform.items()) or "-")
     for entry in facts.checkpoints:
         table.add_row("weights", f"{entry.id}: {entry.data}; {entry.hub or 'by hand'}")
@@ -133,7 +140,9 @@ def features(
         table.add_row(str(stride), *(str(n) for n in level.shape))
     console.print(table)
     if not trained:
-        console.print("The weights are random: the maps show structure, not meaning. --pretrained downloads trained ones.")
+        console.print(
+            "The weights are random: the maps show structure, not meaning. --pretrained downloads trained ones."
+        )
     console.print(f"wrote {path}")
 
 

@@ -1,15 +1,10 @@
 """YAML configuration to frozen dataclasses.
 
 A family file holds a base, `variants` that override it, and the key rules of published
-checkpoints. Four override rules, the same everywhere:
+checkpoints. Beside the rules of `overrides.py`, a stage knows:
 
-* `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
-* `branches: [mlp]` in a stage selects which branches its blocks have;
-* `{cycle: [...]}` anywhere in a branch is taken by block index;
+* `branches: [mlp]` selects which branches its blocks have;
 * `first: {...}` in a branch holds for block 0 alone, `at: [2, 5]` keeps a branch in those blocks only.
-
-`extends: other` makes a variant start from another one of the same file. Text of the form
-`img_size/32` becomes a (height, width) pair computed from the model's `img_size`.
 """
 
 from __future__ import annotations
@@ -22,10 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zoo.errors import ConfigError, Where
+from zoo.overrides import check_tree, compute_sizes, override, take_cycles
 from zoo.schema import Count, Index, Positive, Rate, Size, check, check_fields, check_mapping
 
-_MAX_NESTING = 20
-_MAX_VALUES = 100_000
 NORMS = ("layernorm", "batchnorm")
 
 
@@ -166,7 +160,7 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
     tree = check_mapping(tree, where)
     check_tree(tree, where)
     raw_size = tree.get("img_size", 224)
-    tree = _compute_sizes(tree, check(raw_size, Size, where / "img_size"), where)
+    tree = compute_sizes(tree, check(raw_size, Size, where / "img_size"), where)
     fields = check_fields(tree, _MODEL_KEYS, _REQUIRED, where)
     checkpoints = check_mapping(fields.get("checkpoints", {}), where / "checkpoints")
     return ModelConfig(
@@ -181,33 +175,6 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
         checkpoints={key: KeySet.from_yaml(v, where / "checkpoints" / key) for key, v in checkpoints.items()},
         where=where,
     )
-
-
-def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) -> dict[str, Any]:
-    """`tree` with `changes` applied: a dotted key sets one value deep inside, a plain key replaces the whole.
-
-    A dotted path crosses lists by index (`stages.2.depth`) and reaches every item of a `{cycle: [...]}`.
-    """
-    result = dict(tree)
-    for path, value in changes.items():
-        head, _, rest = path.partition(".")
-        result[head] = _set_path(result.get(head, {}), rest, value, where / head) if rest else value
-    return result
-
-
-def _set_path(node: Any, path: str, value: Any, where: Where) -> Any:
-    if not path:
-        return value
-    head, _, rest = path.partition(".")
-    if isinstance(node, list):
-        if not (head.isdecimal() and int(head) < len(node)):
-            raise where.error(head, f"an index from 0 to {len(node) - 1}")
-        return [_set_path(v, rest, value, where / i) if i == int(head) else v for i, v in enumerate(node)]
-    if not isinstance(node, Mapping):
-        raise where.error(node, f"a mapping in which {path!r} can be set")
-    if set(node) == {"cycle"} and isinstance(node["cycle"], list):
-        return {"cycle": [_set_path(item, path, value, where) for item in node["cycle"]]}
-    return {**node, head: _set_path(node.get(head, {}), rest, value, where / head)}
 
 
 def _parse_stages(tree: Mapping[str, Any], where: Where) -> tuple[StageConfig, ...]:
@@ -248,7 +215,7 @@ def _parse_block(branches: Mapping[str, Any], index: int, where: Where) -> tuple
         here = where / name
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise here.error(name, "a branch name of letters, digits and _")
-        spec = check_mapping(_take_cycles(spec, index, here), here)
+        spec = check_mapping(take_cycles(spec, index, here), here)
         only = check(spec.pop("at", None), tuple[Index, ...] | None, here / "at")
         first = check_mapping(spec.pop("first", {}), here / "first")
         if only is None or index in only:
@@ -261,45 +228,6 @@ def _parse_branch(name: str, spec: dict[str, Any], where: Where) -> BranchConfig
     own = {key: annotations[key] for key in ("norm", "layer_scale", "drop_path", "shortcut")}
     values = {key: spec.pop(key) for key in own if key in spec}
     return BranchConfig(name, Part.from_yaml(spec, where), **check_fields(values, own, set(), where))
-
-
-def _take_cycles(node: Any, index: int, where: Where) -> Any:
-    if isinstance(node, Mapping):
-        if "cycle" in node:
-            items = node["cycle"]
-            if set(node) != {"cycle"} or not isinstance(items, list) or not items:
-                raise where.error(node, "{cycle: [...]} with at least one item and no other key")
-            return _take_cycles(items[index % len(items)], index, where)
-        return {key: _take_cycles(value, index, where / str(key)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_take_cycles(value, index, where / i) for i, value in enumerate(node)]
-    return node
-
-
-def _compute_sizes(node: Any, img_size: tuple[int, int], where: Where) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _compute_sizes(value, img_size, where / str(key)) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_compute_sizes(value, img_size, where / i) for i, value in enumerate(node)]
-    match = re.fullmatch(r"img_size/([1-9]\d{0,4})", node) if isinstance(node, str) else None
-    if match is None:
-        return node
-    size = tuple(length // int(match[1]) for length in img_size)
-    if min(size) < 1:
-        raise where.error(f"{node} with img_size {img_size}", f"an img_size of at least {match[1]} pixels")
-    return size
-
-
-def check_tree(tree: Any, where: Where) -> None:
-    """Refuse YAML that contains itself, or expands without end through aliases, before anything recurses into it."""
-    stack, seen = [(tree, 0)], 0
-    while stack:
-        node, depth = stack.pop()
-        seen += 1
-        if depth > _MAX_NESTING or seen > _MAX_VALUES:
-            raise ConfigError(f"{where}: more than {_MAX_NESTING} levels or {_MAX_VALUES} values, or it contains itself")
-        children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
-        stack.extend((child, depth + 1) for child in children)
 
 
 def _dataclass_from_yaml(cls: type, value: Any, where: Where) -> Any:

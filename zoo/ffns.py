@@ -15,7 +15,7 @@ from zoo.schema import Positive
 class Mlp(nn.Module):
     """Linear, activation, linear on (B, H, W, dim), with a hidden layer of int(dim * ratio) channels."""
 
-    def __init__(self, dim: int, *, ratio: Positive = 4.0, act: Act = "gelu") -> None:
+    def __init__(self, dim: int, *, ratio: Positive, act: Act = "gelu") -> None:
         super().__init__()
         hidden = int(dim * ratio)
         if hidden < 1:

@@ -179,9 +179,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -
     absent = [name for name in targets if name not in own]
     tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
     backbone.load_state_dict({name: value for name, value in tensors.items() if name in own}, strict=True)
-    return dataclasses.replace(
-        report, loaded=tuple(n for n in tensors if n in own), dropped=(*report.dropped, *absent)
-    )
+    return dataclasses.replace(report, loaded=tuple(n for n in tensors if n in own), dropped=(*report.dropped, *absent))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from zoo.catalog import load_config, shipped
 from zoo.config import ModelConfig
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit
-from zoo.weights.manifest import Checkpoint, checkpoints, checkpoints_of
+from zoo.weights.manifest import Checkpoint, checkpoints
 
 PREFIX = "zoo_"
 _BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")

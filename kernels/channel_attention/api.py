@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
-
 from zoo.kernels.channel_attention import reference
 from zoo.kernels.checks import check_qkv
 
 
-def channel_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None
-) -> torch.Tensor:
+def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """DaViT's channel group attention (Ding et al. 2022, https://arxiv.org/abs/2204.03645, equation 3).
 
     Per head, A = softmax(scale * k^T v) over the last axis, a head_dim x head_dim matrix of channels, and the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from zoo.kernels.checks import as_pair, check_qkv
 from zoo.kernels.window_attention import reference
 

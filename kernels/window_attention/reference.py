@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
-
 from zoo.kernels.partition import partition, unpartition
 
 
@@ -18,7 +17,7 @@ def window_attention(
     scale: float | None,
 ) -> torch.Tensor:
     """See `api.window_attention`."""
-    batch, height, width, heads, head_dim = q.shape
+    batch, height, width = q.shape[:3]
     bottom, right = (-n % (s * i) for n, s, i in zip((height, width), size, interval, strict=True))
     q, k, v = (partition(_extend(t, bottom, right), size, interval) for t in (q, k, v))
     groups = q.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo.kernels import channel_attention
 from zoo.kernels.channel_attention.cases import AWKWARD, MODELS, Case
 
@@ -13,7 +12,7 @@ def inputs(case: Case) -> list[torch.Tensor]:
     return list(torch.randn(2, *case.shape, 3, case.heads, case.head_dim, dtype=torch.float64).unbind(3))
 
 
-@pytest.mark.parametrize("case", (*MODELS, *AWKWARD), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
 def test_equals_a_loop_over_heads(case: Case) -> None:
     q, k, v = inputs(case)
     out = channel_attention(q, k, v)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from zoo.kernels import window_attention
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.window_attention.cases import AWKWARD, MODELS, Case
@@ -32,7 +31,9 @@ def brute_force(q, k, v, bias, case: Case) -> torch.Tensor:
     return (weights @ v).transpose(1, 2).unflatten(1, case.shape)
 
 
-@pytest.mark.parametrize("case", [c for c in (*MODELS, *AWKWARD) if c.shape[0] * c.shape[1] < 1000], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in (*MODELS, *AWKWARD) if c.shape[0] * c.shape[1] < 1000], ids=lambda c: c.name
+)
 def test_equals_brute_force(case: Case) -> None:
     q, k, v, bias = inputs(case)
     out = window_attention(q, k, v, case.size, case.interval, bias)
@@ -49,7 +50,7 @@ def test_gradients(case: Case) -> None:
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("case", (*MODELS, *AWKWARD), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes_follow_the_reference(case: Case, dtype: torch.dtype) -> None:
     exact = inputs(case, batch=1)

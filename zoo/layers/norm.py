@@ -25,7 +25,6 @@ class BatchNorm(nn.BatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-
 def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """norm(conv(x)); a batch norm in evaluation mode is folded into the convolution's weights.
 

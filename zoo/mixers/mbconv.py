@@ -1,4 +1,4 @@
-"""Inverted bottleneck convolution with squeeze and excitation (MaxViT, https://arxiv.org/abs/2204.01697, section 3.2)."""
+"""Inverted bottleneck convolution with squeeze and excitation (MaxViT, https://arxiv.org/abs/2204.01697)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MBConv(nn.Module):
         inner_norm: Norm,
         act: Act,
         expand: Literal["output", "input"] = "output",
-        ratio: Positive = 4.0,
+        ratio: Positive,
         stride: Count = 1,
         padding: Literal["same", 1] = 1,
         bias: bool = True,

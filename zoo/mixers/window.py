@@ -9,8 +9,8 @@ from torch import nn
 
 from zoo.kernels import window_attention
 from zoo.layers.conv import pad_to_multiple
-from zoo.layers.position_bias import MlpBias, TableBias
 from zoo.layers.linear import Linear, QkvLinear
+from zoo.layers.position_bias import MlpBias, TableBias
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
 

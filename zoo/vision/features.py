@@ -49,7 +49,7 @@ def extract(model: nn.Module, image: Image.Image, longest: int = 640) -> Pyramid
 
 def principal_colours(features: torch.Tensor) -> np.ndarray:
     """(C, H, W) features as an (H, W, 3) picture: the first three principal components, each from 0 to 1."""
-    channels, height, width = features.shape
+    height, width = features.shape[1:]
     vectors = features.flatten(1).t().double()
     vectors = vectors - vectors.mean(dim=0)
     _, _, axes = torch.linalg.svd(vectors, full_matrices=False)

@@ -73,7 +73,9 @@ def check_tensors(
         elif value.is_floating_point() != target.is_floating_point():
             wrong.append(f"{name} is {value.dtype}, expected {target.dtype}")
     if wrong:
-        raise CheckpointError(f"the checkpoint does not fit the model: {len(wrong)} tensors differ: {_first(wrong, '; ')}")
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {len(wrong)} tensors differ: {_first(wrong, '; ')}"
+        )
 
 
 def mismatch(

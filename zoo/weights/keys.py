@@ -37,17 +37,13 @@ def rename(keys: Iterable[str], rules: KeySet) -> Renaming:
     compiled = [(_compile(pattern), target) for pattern, target in rules.keys.items()]
     names, dropped, unknown = {}, [], []
     for key in keys:
-        for pattern, target in compiled:
-            match = pattern.fullmatch(key)
-            if match:
-                break
-        else:
+        found = next(((match, target) for pattern, target in compiled if (match := pattern.fullmatch(key))), None)
+        if found is None:
             unknown.append(key)
-            continue
-        if target is None:
+        elif found[1] is None:
             dropped.append(key)
         else:
-            names[key] = _fill(target, match.groupdict())
+            names[key] = _fill(found[1], found[0].groupdict())
     return Renaming(names, tuple(dropped), tuple(unknown))
 
 

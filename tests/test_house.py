@@ -1,0 +1,178 @@
+"""The plan of the house: who may import whom, how long a file may be, and nothing that no variant uses."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import zoo.backbone
+from tests.conftest import SMALLEST
+from zoo.catalog import CONFIG_DIR, family_of, load_config, shipped
+from zoo.config import NORMS
+from zoo.init import SCHEMES
+from zoo.layers.activations import ACTIVATIONS
+from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
+from zoo.weights.transforms import TRANSFORMS
+
+ROOT = Path(zoo.__file__).parents[1]
+FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+LONGEST = 300
+LONG_FOR_A_REASON: dict[str, str] = {}
+
+# Each room may import the rooms named here and itself; `light` is what needs neither torch nor a model.
+LIGHT = {"errors", "schema", "overrides", "config", "catalog"}
+ROOMS = {
+    "kernels": set(),
+    "errors": set(),
+    "schema": {"errors"},
+    "overrides": {"errors"},
+    "config": {"errors", "schema", "overrides"},
+    "catalog": {"errors", "schema", "overrides", "config", "configs"},
+    "registry": LIGHT,
+    "layers": {"kernels", *LIGHT},
+    "mixers": {"registry", "layers", "kernels", *LIGHT},
+    "ffns": {"registry", "layers", "kernels", *LIGHT},
+    "embeds": {"registry", "layers", "kernels", *LIGHT},
+    "head": {"layers", *LIGHT},
+    "init": {"layers", *LIGHT},
+    "block": {"registry", "layers", *LIGHT},
+    "backbone": {"block", "head", "init", "mixers", "ffns", "embeds", "registry", "layers", *LIGHT},
+    "weights": LIGHT,
+    "timm_models": {"backbone", "weights", *LIGHT},
+    "models": {"timm_models", "backbone", "weights", *LIGHT},
+    "vision": {"models", "timm_models", "backbone", "weights", *LIGHT},
+    "cli": {"vision", "models", "weights", *LIGHT},
+}
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return "kernels" if relative.parts[0] == "kernels" else relative.parts[1].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the project that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports from the root"
+            found |= {node.module} if node.module != "zoo" else {f"zoo.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("zoo", "kernels")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
+        return
+    door = {"create_model", "model_info", "list_models", "load_checkpoint", "convert_checkpoint"}
+    for name in imports(path):
+        target = name.split(".")[1]
+        target = "models" if target in door else target
+        assert target == own or target in ROOMS[own], f"{own} may not import {target}"
+
+
+def test_every_room_is_in_the_plan() -> None:
+    assert {room(path) for path in FILES} == {*ROOMS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_kernels_know_torch_alone(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            assert name.split(".")[0] in ("torch", "triton", "zoo", "__future__", "dataclasses")
+            assert name.split(".")[0] != "zoo" or name.startswith("zoo.kernels")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "zoo" / "mixers").glob("*.py")), ids=lambda p: p.name)
+def test_a_mixer_never_imports_another(path: Path) -> None:
+    others = {name for name in imports(path) if name.startswith("zoo.mixers")}
+    assert path.name == "__init__.py" or not others
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST or LONG_FOR_A_REASON.get(name), f"{name} has {lines} lines"
+
+
+def test_each_kernel_folder_is_complete() -> None:
+    for folder in sorted(p for p in (ROOT / "kernels").iterdir() if p.is_dir() and p.name != "__pycache__"):
+        assert {"api.py", "reference.py", "cases.py", "README.md"} <= {p.name for p in folder.iterdir()}, folder.name
+        assert (ROOT / "tests" / "kernels" / f"test_{folder.name}.py").exists()
+
+
+def test_there_is_one_partition() -> None:
+    definitions = [
+        p.name for p in FILES for line in p.read_text().splitlines() if re.match(r"\s*def \w*partition\b", line)
+    ]
+    assert definitions == ["partition.py", "partition.py"]  # partition and its inverse
+
+
+def _used(kind: str) -> set[str]:
+    found = set()
+    for name in shipped():
+        config = load_config(name)
+        for stage in config.stages:
+            found |= {stage.embed.type} if kind == "embed" and stage.embed else set()
+            for branch in (branch for block in stage.blocks for branch in block):
+                found |= {branch.part.type} if kind == "branch" else set()
+                found |= {branch.shortcut.type} if kind == "shortcut" and branch.shortcut else set()
+    return found
+
+
+def test_every_registered_part_is_used_by_a_variant() -> None:
+    assert set(BRANCHES) == _used("branch")
+    assert set(EMBEDS) == _used("embed")
+    assert set(SHORTCUTS) == _used("shortcut")
+    configs = "".join(path.read_text() for path in CONFIG_DIR.glob("*.yaml"))
+    for names in (NORMS, SCHEMES, ACTIVATIONS, TRANSFORMS):
+        for name in names:
+            assert re.search(rf"\b{name}\b", configs) or name == "gelu", name
+
+
+def test_every_option_of_a_part_is_used_or_is_its_default() -> None:
+    """A key that no shipped configuration sets is a flag that no variant uses."""
+    import inspect
+
+    configs = "".join(path.read_text() for path in CONFIG_DIR.glob("*.yaml"))
+    unused = set()
+    for registry in (BRANCHES, EMBEDS, SHORTCUTS):
+        for cls in registry.values():
+            for parameter in inspect.signature(cls).parameters.values():
+                if parameter.kind is parameter.KEYWORD_ONLY and not re.search(rf"\b{parameter.name}:", configs):
+                    unused.add(f"{cls.__name__}.{parameter.name}")
+    assert not unused
+
+
+def test_every_family_has_a_quick_variant() -> None:
+    assert {family_of(name) for name in shipped()} == set(SMALLEST)
+    for family, name in SMALLEST.items():
+        assert family_of(name) == family
+
+
+def test_public_functions_have_docstrings() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith("_")
+                and node.name != "forward"
+            ):
+                nested = isinstance(node, ast.FunctionDef) and node.name in (
+                    "value",
+                    "add",
+                    "create",
+                    "init",
+                    "extra_repr",
+                )
+                method = node.name in ("from_yaml", "construct_mapping", "offsets")
+                assert nested or method or ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -1,0 +1,54 @@
+"""Manifest, configurations and published figures agree."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+import zoo
+from tests.conftest import VARIANTS
+from zoo.weights import manifest
+
+
+def test_every_variant_has_a_checkpoint_and_no_other_has() -> None:
+    entries = manifest.checkpoints()
+    assert {entry.variant for entry in entries} == set(VARIANTS)
+    assert len({entry.id for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.id.partition(".")[0] == entry.variant
+        assert (entry.host == "hub") == (entry.hub is not None)
+        assert entry.hub or entry.sources
+        assert all(source.startswith("https://") for source in (*entry.sources, entry.paper, entry.code))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_counted_size_and_cost_are_the_published_ones(name: str) -> None:
+    """Within 3 %: published figures are rounded."""
+    info = zoo.model_info(name)
+    entry = info.checkpoints[0]
+    assert info.img_size == (entry.img_size, entry.img_size)
+    assert info.params / 1e6 == pytest.approx(entry.params_m, rel=0.03)
+    assert info.gmacs == pytest.approx(entry.gmacs, rel=0.03)
+    assert info.reductions == (4, 8, 16, 32)
+
+
+def test_cost_follows_the_size() -> None:
+    assert zoo.model_info("davit_tiny", 448).gmacs == pytest.approx(4 * zoo.model_info("davit_tiny").gmacs, rel=0.01)
+
+
+def test_a_chosen_checkpoint_comes_first() -> None:
+    info = zoo.model_info("davit_tiny.official_in1k")
+    assert info.checkpoints[0].host == "browser"
+    assert info.input_transform["crop_pct"] == 0.9
+    assert zoo.model_info("davit_tiny").input_transform["crop_pct"] == 0.95
+
+
+@pytest.mark.parametrize("change", [{"top1": "high"}, {"colour": 1}, {"host": "ftp"}, {"mean": [0.5]}])
+def test_wrong_entries_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch, change: dict) -> None:
+    tree = yaml.safe_load(manifest.MANIFEST.read_text())
+    tree["checkpoints"]["davit_tiny.msft_in1k"] |= change
+    path = tmp_path / "weights_manifest.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(manifest, "MANIFEST", path)
+    with pytest.raises(zoo.ConfigError, match=next(iter(change))):
+        manifest.checkpoints.__wrapped__()

@@ -1,0 +1,87 @@
+"""The override rules: changes laid over a tree of plain values, before anything is checked.
+
+* `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
+* `{cycle: [...]}` anywhere in a branch is taken by block index;
+* text of the form `img_size/32` becomes a (height, width) pair computed from the model's `img_size`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.errors import ConfigError, Where
+
+_MAX_NESTING = 20
+_MAX_VALUES = 100_000
+
+
+def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    """`tree` with `changes` applied: a dotted key sets one value deep inside, a plain key replaces the whole.
+
+    A dotted path crosses lists by index (`stages.2.depth`) and reaches every item of a `{cycle: [...]}`.
+    """
+    result = dict(tree)
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        result[head] = _set_path(result.get(head, {}), rest, value, where / head) if rest else value
+    return result
+
+
+def _set_path(node: Any, path: str, value: Any, where: Where) -> Any:
+    if not path:
+        return value
+    head, _, rest = path.partition(".")
+    if isinstance(node, list):
+        if not (head.isdecimal() and int(head) < len(node)):
+            raise where.error(head, f"an index from 0 to {len(node) - 1}")
+        return [_set_path(v, rest, value, where / i) if i == int(head) else v for i, v in enumerate(node)]
+    if not isinstance(node, Mapping):
+        raise where.error(node, f"a mapping in which {path!r} can be set")
+    if set(node) == {"cycle"} and isinstance(node["cycle"], list):
+        return {"cycle": [_set_path(item, path, value, where) for item in node["cycle"]]}
+    return {**node, head: _set_path(node.get(head, {}), rest, value, where / head)}
+
+
+def take_cycles(node: Any, index: int, where: Where) -> Any:
+    """`node` with every `{cycle: [...]}` replaced by its item for the block `index`."""
+    if isinstance(node, Mapping):
+        if "cycle" in node:
+            items = node["cycle"]
+            if set(node) != {"cycle"} or not isinstance(items, list) or not items:
+                raise where.error(node, "{cycle: [...]} with at least one item and no other key")
+            return take_cycles(items[index % len(items)], index, where)
+        return {key: take_cycles(value, index, where / str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [take_cycles(value, index, where / i) for i, value in enumerate(node)]
+    return node
+
+
+def compute_sizes(node: Any, img_size: tuple[int, int], where: Where) -> Any:
+    """`node` with every `img_size/N` replaced by the pair it stands for."""
+    if isinstance(node, Mapping):
+        return {key: compute_sizes(value, img_size, where / str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [compute_sizes(value, img_size, where / i) for i, value in enumerate(node)]
+    match = re.fullmatch(r"img_size/([1-9]\d{0,4})", node) if isinstance(node, str) else None
+    if match is None:
+        return node
+    size = tuple(length // int(match[1]) for length in img_size)
+    if min(size) < 1:
+        raise where.error(f"{node} with img_size {img_size}", f"an img_size of at least {match[1]} pixels")
+    return size
+
+
+def check_tree(tree: Any, where: Where) -> None:
+    """Refuse YAML that contains itself, or expands without end through aliases, before anything recurses into it."""
+    stack, seen = [(tree, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        seen += 1
+        if depth > _MAX_NESTING or seen > _MAX_VALUES:
+            raise ConfigError(
+                f"{where}: more than {_MAX_NESTING} levels or {_MAX_VALUES} values, or it contains itself"
+            )
+        children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+        stack.extend((child, depth + 1) for child in children)
