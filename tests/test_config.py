@@ -123,6 +123,8 @@ def test_configs_are_frozen() -> None:
         ({"block.attn.size": "img_size/128"}, ["img_size", "128"]),
         ({"block.mlp.layer_scale": -1}, ["layer_scale", "-1"]),
         ({"drop_path_rate": 1.5}, ["drop_path_rate", "1.5"]),
+        ({"stages.1.dim": 65536}, ["parameters", "at most"]),
+        ({"stages.1.depth": 10**6}, ["stages.1.depth", "1000000"]),
     ],
 )
 def test_errors_name_file_path_found_and_allowed(tmp_path: Path, changes: dict, words: list[str]) -> None:

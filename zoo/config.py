@@ -14,12 +14,13 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from zoo.errors import ConfigError, Where
 from zoo.overrides import check_tree, compute_sizes, override, take_cycles
-from zoo.schema import Count, Index, Positive, Rate, Size, check, check_fields, check_mapping
+from zoo.schema import Count, Index, Positive, Range, Rate, Size, check, check_fields, check_mapping
 
+_Depth = Annotated[int, Range(1, 512)]
 NORMS = ("layernorm", "batchnorm")
 
 
@@ -193,7 +194,7 @@ def _parse_stages(tree: Mapping[str, Any], where: Where) -> tuple[StageConfig, .
 
 
 def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | None, where: Where) -> StageConfig:
-    own = {"dim": Count, "depth": Count, "branches": tuple[str, ...]}
+    own = {"dim": Count, "depth": _Depth, "branches": tuple[str, ...]}
     changes = {key: value for key, value in stage.items() if key not in own}
     for key in changes:
         if key.partition(".")[0] not in block:

@@ -18,11 +18,13 @@ from torch import nn
 from zoo.backbone import Backbone
 from zoo.catalog import load_config, shipped
 from zoo.config import ModelConfig
+from zoo.errors import ConfigError
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit
 from zoo.weights.manifest import Checkpoint, checkpoints
 
 PREFIX = "zoo_"
+_MOST_PARAMETERS = 10e9
 _BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
 _TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
                    "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
@@ -40,6 +42,8 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     settings = {key: kwargs.pop(key) for key in _BACKBONE_ARGUMENTS if key in kwargs}
     timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
     config = load_config(name, kwargs)
+    if kwargs or name not in shipped():
+        _check_memory(config)
     cfg = default_cfg(config, None)
     if name in shipped():
         overlay = {"input_size": cfg["input_size"], "pool_size": cfg["pool_size"]} if "img_size" in kwargs else {}
@@ -55,6 +59,14 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         **settings,
         **timm_settings,
     )
+
+
+def _check_memory(config: ModelConfig) -> None:
+    """Refuse a configuration that no machine can hold before its memory is asked for."""
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in Backbone(config).parameters())
+    if numbers > _MOST_PARAMETERS:
+        raise ConfigError(f"{config.where}: {numbers:.2g} parameters, expected at most {_MOST_PARAMETERS:.2g}")
 
 
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What the README shows is true today."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_example_file_trains(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[1])
+    model = zoo.create_model(str(path), num_classes=10)
+    model(torch.randn(2, 3, 97, 211)).square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_the_model_table_is_current() -> None:
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_table.py"), "--check"], check=True)
+
+
+def test_the_scripts_it_names_exist() -> None:
+    for name in re.findall(r"scripts/\w+\.(?:sh|py)", TEXT):
+        assert (ROOT / name).is_file(), name
