@@ -127,10 +127,13 @@ def features(
 ) -> None:
     """A picture of the feature pyramid: the principal components of each level as colours."""
     with _reported():
+        import torch
+
         from zoo import create_model
         from zoo.vision import extract, read_image, save_picture
 
         picture = read_image(image)
+        torch.manual_seed(0)
         backbone = create_model(model, pretrained, checkpoint=checkpoint, features_only=True).eval()
         pyramid = extract(backbone, picture, longest)
         trained = pretrained or checkpoint is not None

@@ -64,7 +64,7 @@ def save_picture(pyramid: Pyramid, path: str | PathLike[str], title: str) -> Pat
     """Draw the picture beside the principal components of each level and save it as PNG, PDF or SVG."""
     panels = len(pyramid.maps) + 1
     width, height = pyramid.image.size
-    figure = Figure(figsize=(3 * panels, 3 * height / width + 0.9), layout="constrained")
+    figure = Figure(figsize=(3 * panels, 3 * height / width + 0.7), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, panels)
     axes[0].imshow(pyramid.image)
