@@ -199,6 +199,13 @@ def test_position_tables_are_resized_for_another_window() -> None:
     assert torch.allclose(table.mean(dim=(1, 2)), same[report.resized[0]].mean(dim=(1, 2)), atol=0.05)
 
 
+def test_a_checkpoint_and_another_image_size_go_together() -> None:
+    state = golden.Golden("maxvit_tiny_rw_224").state_dict()
+    model = zoo.create_model("maxvit_tiny_rw_224", checkpoint=state, img_size=(256, 320))
+    assert model.stages[0].blocks[0].wattn.fn.pos_bias.table.shape == (2, 15, 19)
+    assert model.pretrained_cfg["input_size"] == (3, 256, 320)
+
+
 def test_foreign_models_are_refused() -> None:
     with pytest.raises(zoo.CheckpointError, match=r"zoo\.create_model"):
         zoo.load_checkpoint(torch.nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})

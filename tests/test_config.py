@@ -102,6 +102,21 @@ def test_own_file_trains_without_registration(tmp_path: Path) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_file_may_be_called_as_a_shipped_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, TINY)
+    (tmp_path / "my.yaml").rename(tmp_path / "davit_tiny.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert zoo.create_model("davit_tiny.yaml").config.family == "test"
+
+
+def test_own_variants_claim_no_published_figures(tmp_path: Path) -> None:
+    name = write(tmp_path, {**TINY, "variants": {"davit_tiny": {}}}) + ":davit_tiny"
+    info = zoo.model_info(name)
+    assert (info.name, info.family, info.top1, info.checkpoints) == ("davit_tiny", "test", None, ())
+    with pytest.raises(zoo.CheckpointError, match="no published checkpoint"):
+        zoo.create_model(name, pretrained=True)
+
+
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         parse().stages[0].dim = 3

@@ -7,6 +7,7 @@ import io
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 
 import zoo
@@ -95,6 +96,7 @@ def test_copies_and_pickles(model: torch.nn.Module) -> None:
         torch.save(model.state_dict(), buffer)
     buffer.seek(0)
     model.load_state_dict(torch.load(buffer, weights_only=True))
+    assert model.state_dict().keys() == safetensors.torch.load(safetensors.torch.save(model.state_dict())).keys()
 
 
 def test_runs_twice_to_the_same_bits(model: torch.nn.Module) -> None:

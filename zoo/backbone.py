@@ -133,7 +133,7 @@ class Backbone(nn.Module):
     def _enter(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"the input is {tuple(x.shape)}, expected images of shape (B, {self.in_chans}, H, W)")
-        return x.permute(0, 2, 3, 1)
+        return x.permute(0, 2, 3, 1).contiguous()
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.stages)

@@ -90,9 +90,16 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     return parse_model(variant or path.stem, tree, where)
 
 
+_FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)
+
+
+def is_file(name: str) -> bool:
+    """Whether a model name stands for a configuration file, with or without a variant."""
+    return _FILE.fullmatch(name) is not None
+
+
 def _locate(name: str) -> tuple[Path, str | None]:
-    match = re.fullmatch(r"(.+\.ya?ml)(?::(.*))?", name, flags=re.DOTALL)
-    if match:
+    if match := _FILE.fullmatch(name):
         return Path(match[1]), match[2]
     if name not in shipped():
         raise Where("model name").unknown(name, shipped(), "model")

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo import timm_models
 from zoo.backbone import Backbone
-from zoo.catalog import family_of, load_config, shipped
+from zoo.catalog import family_of, is_file, load_config, shipped
 from zoo.config import ModelConfig
 from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
@@ -76,7 +76,8 @@ def create_model(
         settings["features_only"] = True
     variant, tag = split_tag(name)
     if checkpoint is not None:
-        settings["pretrained_cfg_overlay"] = _as_pretrained(checkpoint, load_config(variant, overrides))
+        sized = overrides if img_size is None else {"img_size": img_size, **overrides}
+        settings["pretrained_cfg_overlay"] = _as_pretrained(checkpoint, load_config(variant, sized))
     elif pretrained:
         settings["pretrained_cfg"] = _published(variant, tag).tag
     try:
@@ -89,14 +90,10 @@ def create_model(
 
 def split_tag(name: str) -> tuple[str, str | None]:
     """("davit_tiny", "msft_in1k") of "davit_tiny.msft_in1k"; names of files have no tag."""
-    variant, _, tag = name.partition(".") if _is_variant(name) else (name, "", "")
-    if tag and tag not in (entry.tag for entry in checkpoints_of(variant)):
+    variant, _, tag = name.partition(".") if isinstance(name, str) and not is_file(name) else (name, "", "")
+    if tag and variant in shipped() and tag not in (entry.tag for entry in checkpoints_of(variant)):
         raise Where(name).unknown(tag, (entry.tag for entry in checkpoints_of(variant)), "checkpoint")
     return variant, tag or None
-
-
-def _is_variant(name: object) -> bool:
-    return isinstance(name, str) and name.partition(".")[0] in shipped()
 
 
 def _published(variant: str, tag: str | None) -> Checkpoint:
@@ -229,7 +226,7 @@ def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> Mode
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = Backbone(config).eval()
         model(torch.empty(1, 3, *size))
-    entries = sorted(checkpoints_of(config.name), key=lambda entry: (entry.tag != tag, entry.hub is None))
+    entries = sorted(checkpoints_of(variant), key=lambda entry: (entry.tag != tag, entry.hub is None))
     first = entries[0] if entries else None
     return ModelInfo(
         name=config.name,

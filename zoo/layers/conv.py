@@ -35,9 +35,11 @@ class Conv2d(nn.Conv2d):
         symmetric = kernel // 2 if padding is None else 0 if padding == "same" else padding
         super().__init__(dim_in, dim, kernel, stride, symmetric, groups=groups, bias=bias)
         self.same = padding == "same"
-        # cloned, because a depthwise kernel counts as contiguous either way and would keep the strides of NCHW
-        nhwc = self.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-        self.weight.data = nhwc.permute(0, 3, 1, 2)
+        if groups == dim_in:
+            # A depthwise kernel is contiguous in both layouts. Written with the strides of NHWC, it tells oneDNN to
+            # keep the map in channels_last even where a batch of one leaves the map's own strides ambiguous.
+            nhwc = self.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+            self.weight.data = nhwc.permute(0, 3, 1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.apply_weight(x, self.weight, self.bias)
