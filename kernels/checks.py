@@ -19,7 +19,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 
 def as_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     """`value` as a (height, width) pair of positive integers."""
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} is {value}, expected one or two positive integers")
     return pair
