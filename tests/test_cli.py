@@ -123,7 +123,9 @@ def test_features_of_a_turned_photo(tmp_path: Path) -> None:
 
 def test_features_of_one_colour(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    run("features", str(tmp_path / "red.png"), "-m", SMALL, "-o", str(tmp_path / "out.png"))
+    output = run("features", str(tmp_path / "red.png"), "-m", SMALL, "-o", str(tmp_path / "out.png"))
+    assert "wrote" in output
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_errors_are_short() -> None:

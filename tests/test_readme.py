@@ -26,7 +26,8 @@ def test_the_example_file_trains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_model_table_is_current() -> None:
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_table.py"), "--check"], check=True)
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_table.py"), "--check"])
+    assert done.returncode == 0
 
 
 def test_the_scripts_it_names_exist() -> None:

@@ -59,6 +59,15 @@ def test_forward_and_heads(small: str) -> None:
         model.reset_classifier(7, "median")
 
 
+def test_a_new_classifier_follows_the_model(small: str) -> None:
+    """Its precision and device are the model's, its weights drawn as the family draws them, even from none."""
+    model = timm.create_model(f"zoo_{small}", num_classes=0).to(torch.bfloat16)
+    model.reset_classifier(500)
+    fresh = timm.create_model(f"zoo_{small}", num_classes=500)
+    assert model.head.fc.weight.dtype == torch.bfloat16
+    assert model.head.fc.weight.float().std().item() == pytest.approx(fresh.head.fc.weight.std().item(), rel=0.05)
+
+
 def test_without_pool_and_classifier(small: str) -> None:
     assert timm.create_model(f"zoo_{small}", num_classes=0)(IMAGE).ndim == 2
     assert timm.create_model(f"zoo_{small}", num_classes=0, global_pool="")(IMAGE).shape[2:] == (3, 4)

@@ -164,8 +164,11 @@ class Backbone(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one for `num_classes`, or remove it (0)."""
+        check(num_classes, Index, Where("num_classes"))
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        SCHEMES[self.config.init]("head.fc", self.head.fc)
+        self.head.fc.to(next(self.stages.parameters()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

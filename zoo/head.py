@@ -34,10 +34,7 @@ class Head(nn.Module):
             if pool not in POOLS:
                 raise ValueError(f"global_pool is {pool!r}, expected 'avg', or '' for none")
             self.pool = pool
-        like = next(self.parameters(), torch.empty(0))
-        self.fc = nn.Identity()
-        if num_classes > 0:
-            self.fc = nn.Linear(self.hidden_dim, num_classes, device=like.device, dtype=like.dtype)
+        self.fc = nn.Linear(self.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def remove_hidden(self) -> None:
         """Drop the norm and the tanh layer: what is left pools and classifies."""

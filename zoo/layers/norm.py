@@ -20,8 +20,9 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.addcmul(shift, x, scale).to(x.dtype)
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift of each channel in evaluation mode."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        """Scale and shift of each channel in evaluation mode, in float32 or wider."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = self.weight.to(wide) * (self.running_var.to(wide) + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
 
@@ -36,7 +37,8 @@ def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.
         return norm(conv(x))
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale.view(-1, *(1,) * (conv.weight.ndim - 1))
-    return conv.apply_weight(x, weight, shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale))
+    bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
+    return conv.apply_weight(x, weight.to(conv.weight.dtype), bias.to(conv.weight.dtype))
 
 
 def build_norm(norm: Norm | None, dim: int) -> nn.Module:
