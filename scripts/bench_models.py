@@ -4,19 +4,17 @@
     python scripts/bench_models.py --model davit_base --batch 4 --mode eager --csv benchmarks/models.csv
 
 Both models run in one process, in turn, so that a change of the machine's speed hits both; medians are compared.
-Peak memory is what one forward pass adds to the resident set of a fresh process that holds the model and the images.
+Peak memory is the most that one forward pass holds in tensors at once, beside the model and the images.
 """
 
 from __future__ import annotations
 
 import csv
-import ctypes
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +23,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 import zoo
 
@@ -41,12 +40,8 @@ def main(
     size: Annotated[int, typer.Option(min=32, help="Side of the square images.")] = 224,
     rounds: Annotated[int, typer.Option(min=3, help="Timed passes of each model.")] = 20,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
-    memory_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print a table of throughput and peak memory, ours against timm's."""
-    if memory_of is not None:
-        print(peak_memory(memory_of, model[0], batch[0], mode[0], size))
-        return
     rows = [entry for n in model for m in mode for b in batch for entry in measure(n, m, b, size, rounds)]
     show(rows)
     if csv_file is not None:
@@ -55,7 +50,10 @@ def main(
 
 def measure(name: str, mode: str, batch: int, size: int, rounds: int) -> list[dict]:
     """The rows of one model, mode and batch: ours and timm's."""
-    seconds = race(name, batch, mode, size, rounds)
+    torch.compiler.reset()
+    models = {provider: build(provider, name, mode) for provider in PROVIDERS}
+    images = torch.randn(batch, 3, size, size)
+    seconds = race(models, images, rounds)
     return [
         {
             "date": date.today().isoformat(),
@@ -73,7 +71,7 @@ def measure(name: str, mode: str, batch: int, size: int, rounds: int) -> list[di
             "median_ms": round(1e3 * seconds[provider], 2),
             "images_per_second": round(batch / seconds[provider], 2),
             "ratio": round(seconds["timm"] / seconds[provider], 3),
-            "peak_mb": round(measure_memory(provider, name, batch, mode, size), 1),
+            "peak_mb": round(peak_memory(models[provider], images), 1),
         }
         for provider in PROVIDERS
     ]
@@ -103,12 +101,9 @@ def build(provider: str, name: str, mode: str) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def race(name: str, batch: int, mode: str, size: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a forward pass of each provider, passes in turn."""
-    torch.compiler.reset()
-    images = torch.randn(batch, 3, size, size)
-    models = {who: build(who, name, mode) for who in PROVIDERS}
-    seconds: dict[str, list[float]] = {who: [] for who in PROVIDERS}
+def race(models: dict[str, torch.nn.Module], images: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Median seconds of a forward pass of each model, passes in turn."""
+    seconds: dict[str, list[float]] = {who: [] for who in models}
     for i in range(rounds + 3):
         for who, model in models.items():
             start = time.perf_counter()
@@ -118,33 +113,14 @@ def race(name: str, batch: int, mode: str, size: int, rounds: int) -> dict[str, 
     return {who: statistics.median(values) for who, values in seconds.items()}
 
 
-def measure_memory(provider: str, name: str, batch: int, mode: str, size: int) -> float:
-    """`peak_memory` in a fresh process, in megabytes; its third pass counts."""
-    options = [f"--memory-of={provider}", f"--model={name}", f"--batch={batch}", f"--mode={mode}", f"--size={size}"]
-    command = [sys.executable, __file__, *options]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 @torch.inference_mode()
-def peak_memory(provider: str, name: str, batch: int, mode: str, size: int) -> float:
-    """Megabytes that a forward pass adds to this process at its peak (Linux with glibc)."""
-    images = torch.randn(batch, 3, size, size)
-    model = build(provider, name, mode)
-    for _ in range(2):
+def peak_memory(model: torch.nn.Module, images: torch.Tensor) -> float:
+    """Megabytes, from the allocator's own record of one forward pass."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         model(images)
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier passes left in the heap would hide the next one's memory
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = status("VmRSS")
-    model(images)
-    return status("VmHWM") - before
-
-
-def status(field: str) -> float:
-    """A figure of this process in megabytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(accumulate(sizes)) / 2**20
 
 
 def device() -> str:
