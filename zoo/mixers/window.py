@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import window_attention
+from zoo.kernels.partition import partition, unpartition
 from zoo.layers.conv import pad_to_multiple
 from zoo.layers.linear import Linear, QkvLinear
 from zoo.layers.position_bias import MlpBias, TableBias
@@ -50,8 +51,19 @@ class WindowAttention(nn.Module):
         interval = (1, 1)
         if self.interval == "grid":
             interval = tuple(-(-n // s) for n, s in zip((height, width), self.size, strict=True))
+        step = (self.size[0] * interval[0], self.size[1] * interval[1])
         if self.pad == "zeros":
-            x = pad_to_multiple(x, (self.size[0] * interval[0], self.size[1] * interval[1]))
+            x = pad_to_multiple(x, step)
         bias = None if self.pos_bias is None else self.pos_bias()
-        out = window_attention(*self.qkv(x), self.size, interval, bias)
-        return self.proj(out[:, :height, :width].flatten(3))
+        if x.shape[1] % step[0] or x.shape[2] % step[1]:
+            return self.proj(window_attention(*self.qkv(x), self.size, interval, bias).flatten(3))
+        return self._attend_groups(x, interval, bias)[:, :height, :width]
+
+    def _attend_groups(self, x: torch.Tensor, interval: tuple[int, int], bias: torch.Tensor | None) -> torch.Tensor:
+        """The same on a map that the groups cover exactly, with each group laid out as a row of a map.
+
+        Regrouping the input copies it once; regrouping queries, keys and values behind the projection, three times.
+        """
+        rows = partition(x, self.size, interval)
+        out = window_attention(*self.qkv(rows), (1, rows.shape[2]), bias=bias)
+        return unpartition(self.proj(out.flatten(3)), self.size, interval, x.shape[1:3])
