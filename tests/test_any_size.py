@@ -86,14 +86,43 @@ def test_zero_padding_is_davits_rule() -> None:
     torch.testing.assert_close(mixer(x), padded[:, :9, :11])
 
 
-def test_whole_model_off_its_window_equals_a_model_without_padding() -> None:
-    """Where the masked grid and windows cover the map exactly, nothing is padded: 256 pixels and windows of 8."""
-    name = SMALLEST["maxvit"]
+@pytest.mark.parametrize("size", [(64, 64), (97, 211)])
+def test_an_empty_batch_gives_empty_results(family: str, size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        assert MODELS[family](torch.zeros(0, 3, *size)).shape == (0, 11)
+
+
+def _attend_by_coordinates(mixer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
+    """The mixer without partition or padding: every pair of positions, masked by whether they share a group."""
+    (height, width), (h, w) = x.shape[1:3], mixer.size
+    ih, iw = (-(-height // h), -(-width // w)) if mixer.interval == "grid" else (1, 1)
+    y, z = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    group = torch.stack([y // (h * ih), y % ih, z // (w * iw), z % iw], dim=1)
+    together = (group[:, None] == group[None]).all(-1)
+    dy, dz = ((t[None, :] - t[:, None]).clamp(1 - n, n - 1) + n - 1 for t, n in ((y // ih % h, h), (z // iw % w, w)))
+    offsets = mixer.pos_bias.offsets().unflatten(1, (2 * h - 1, 2 * w - 1))
+    qkv = F.linear(x, mixer.qkv.weight, mixer.qkv.bias).flatten(1, 2)
+    q, k, v = qkv.unflatten(-1, (3, -1, mixer.qkv.head_dim)).permute(2, 0, 3, 1, 4)
+    logits = q @ k.transpose(-2, -1) * mixer.qkv.head_dim**-0.5 + offsets[:, dy, dz]
+    out = logits.masked_fill(~together, float("-inf")).softmax(-1) @ v
+    return F.linear(out.transpose(1, 2).flatten(2), mixer.proj.weight, mixer.proj.bias).unflatten(1, (height, width))
+
+
+@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "maxvit_tiny_tf_224"])
+@pytest.mark.parametrize("size", [(97, 211), (64, 30), (120, 121)])
+def test_whole_models_equal_masked_brute_force(
+    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = zoo.create_model(name, num_classes=11).eval()
-    other = zoo.create_model(name, num_classes=11, img_size=(512, 256)).eval()
-    other.load_state_dict(model.state_dict())
-    assert other.stages[0].blocks[0].wattn.fn.size == (16, 8)
-    assert torch.isfinite(other(golden.images(1, 512, 256))).all()
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    images = golden.images(2, *size)
+    with torch.inference_mode():
+        last, maps = model.forward_intermediates(images)
+        monkeypatch.setattr(WindowAttention, "forward", _attend_by_coordinates)
+        expected_last, expected_maps = model.forward_intermediates(images)
+    for ours, expected in zip([last, *maps], [expected_last, *expected_maps], strict=True):
+        assert (ours - expected).abs().max() < 1e-4 * expected.std()
 
 
 def test_maxvit_keeps_its_window_at_any_size_unless_asked() -> None:

@@ -24,7 +24,7 @@ class Linear(nn.Linear):
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         tokens = _without_unit_batch(x) if compiled else x
         out = F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-        return out.permute(0, 2, 3, 1).reshape(*x.shape[:3], -1)
+        return out.permute(0, 2, 3, 1).reshape(*x.shape[:3], weight.shape[0])
 
 
 def _without_unit_batch(x: torch.Tensor) -> torch.Tensor:
