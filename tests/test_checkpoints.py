@@ -131,7 +131,7 @@ def test_damaged_and_hostile_files(tmp_path: Path, published, monkeypatch: pytes
     torch.save(published, whole)
     save_file(published, tmp_path / "whole.safetensors")
     torch.save({"a": _Malicious()}, tmp_path / "code.pth")
-    (tmp_path / "bare.bin").write_bytes(pickle.dumps(_Malicious()))
+    (tmp_path / "bare.bin").write_bytes(pickle.dumps(_Malicious(), protocol=2))
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_text("<html>quota exceeded</html>")
     (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
