@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import zoo
 from tests import golden
 from zoo.config import KeySet
+from zoo.weights.convert import convert
 from zoo.weights.keys import rename
 
 NAME = "maxvit_rmlp_pico_rw_256"
@@ -221,6 +222,12 @@ def test_key_rules() -> None:
     assert renaming.names == {"a.3.b1.w.bias": "stages.7.x.w.bias", "c.4": "d.3"}
     assert renaming.dropped == ("a.0.index",)
     assert renaming.unknown == ("zzz",)
+
+
+def test_unknown_transforms_are_named() -> None:
+    rules = KeySet({"a": "b"}, {"b": "squeze"})
+    with pytest.raises(zoo.ConfigError, match="did you mean 'squeeze'"):
+        convert({"a": torch.zeros(1)}, {"form": rules}, {"b": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def test_configs_are_frozen() -> None:
         ({"block.mlp.layer_scale": -1}, ["layer_scale", "-1"]),
         ({"drop_path_rate": 1.5}, ["drop_path_rate", "1.5"]),
         ({"stages.1.dim": 65536}, ["parameters", "at most"]),
+        ({"stages": [{"dim": 16, "depth": 1, "attn" + ".x" * 5000: 1}]}, ["stages.0", "at most 20 dots"]),
         ({"stages.1.depth": 10**6}, ["stages.1.depth", "1000000"]),
     ],
 )

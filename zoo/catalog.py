@@ -84,9 +84,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     tree, where = _resolve(path, variant)
     if overrides:
         place = Where(f"overrides of {name}")
-        check_tree(dict(overrides), place)
         tree = override(tree, check_mapping(overrides, place), place)
-        check_tree(tree, place)
     return parse_model(variant or path.stem, tree, where)
 
 
@@ -123,7 +121,6 @@ def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
         place = where / "variants" / name
         changes = {k: v for k, v in check_mapping(variants[name] or {}, place).items() if k != "extends"}
         tree = override(tree, changes, place)
-    check_tree(tree, where)
     return tree, where / "variants" / variant
 
 

@@ -9,7 +9,6 @@ checkpoints. Beside the rules of `overrides.py`, a stage knows:
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import typing
 from collections.abc import Mapping
@@ -18,7 +17,18 @@ from typing import Annotated, Any, Literal
 
 from zoo.errors import ConfigError, Where
 from zoo.overrides import check_tree, compute_sizes, override, take_cycles
-from zoo.schema import Count, Index, Positive, Range, Rate, Size, check, check_fields, check_mapping
+from zoo.schema import (
+    Count,
+    Index,
+    Positive,
+    Range,
+    Rate,
+    Size,
+    check,
+    check_fields,
+    check_mapping,
+    dataclass_from_yaml,
+)
 
 _Depth = Annotated[int, Range(1, 512)]
 NORMS = ("layernorm", "batchnorm")
@@ -96,7 +106,7 @@ class HeadConfig:
 
     @classmethod
     def from_yaml(cls, value: Any, where: Where) -> HeadConfig:
-        return _dataclass_from_yaml(cls, value, where)
+        return dataclass_from_yaml(cls, value, where)
 
 
 @dataclass(frozen=True)
@@ -229,16 +239,3 @@ def _parse_branch(name: str, spec: dict[str, Any], where: Where) -> BranchConfig
     own = {key: annotations[key] for key in ("norm", "layer_scale", "drop_path", "shortcut")}
     values = {key: spec.pop(key) for key in own if key in spec}
     return BranchConfig(name, Part.from_yaml(spec, where), **check_fields(values, own, set(), where))
-
-
-def _dataclass_from_yaml(cls: type, value: Any, where: Where) -> Any:
-    """An instance of the frozen dataclass `cls`, its fields checked against their annotations."""
-    if isinstance(value, cls):
-        return value
-    annotations = typing.get_type_hints(cls, include_extras=True)
-    required = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    return cls(**check_fields(check_mapping(value, where), annotations, required, where))

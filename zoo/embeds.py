@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from zoo.layers.activations import ACTIVATIONS, Act
 from zoo.layers.conv import Conv2d, pad_to_multiple
 from zoo.layers.norm import build_norm, conv_norm
 from zoo.registry import EMBEDS
-from zoo.schema import Count, Index, check_fields, check_mapping
+from zoo.schema import Count, Index, dataclass_from_yaml
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class ConvLayer:
 
     @classmethod
     def from_yaml(cls, value: Any, where: Where) -> ConvLayer:
-        hints = typing.get_type_hints(cls, include_extras=True)
-        return cls(**check_fields(check_mapping(value, where), hints, {"kernel"}, where))
+        return dataclass_from_yaml(cls, value, where)
 
 
 @EMBEDS.register("conv")

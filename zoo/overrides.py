@@ -24,6 +24,8 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) 
     """
     result = dict(tree)
     for path, value in changes.items():
+        if path.count(".") > _MAX_NESTING:
+            raise where.error(path, f"a key of at most {_MAX_NESTING} dots")
         head, _, rest = path.partition(".")
         result[head] = _set_path(result.get(head, {}), rest, value, where / head) if rest else value
     return result

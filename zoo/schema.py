@@ -6,6 +6,7 @@ checker serves the frozen dataclasses of `config.py` and the constructors of eve
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
@@ -108,6 +109,16 @@ def _check_tuple(value: Any, items: tuple, where: Where) -> tuple:
     if not isinstance(value, list | tuple) or len(value) != len(items):
         raise where.error(value, f"one or {len(items)} of {_describe(items[0])}")
     return tuple(check(v, item, where / i) for i, (v, item) in enumerate(zip(value, items, strict=True)))
+
+
+def dataclass_from_yaml(cls: type, value: Any, where: Where) -> Any:
+    """An instance of the frozen dataclass `cls`, its fields checked against their annotations."""
+    if isinstance(value, cls):
+        return value
+    annotations = typing.get_type_hints(cls, include_extras=True)
+    missing = dataclasses.MISSING
+    required = {f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing}
+    return cls(**check_fields(check_mapping(value, where), annotations, required, where))
 
 
 def _describe(annotation: Any) -> str:

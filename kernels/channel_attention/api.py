@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from zoo.kernels.channel_attention import reference
 from zoo.kernels.checks import check_qkv
 

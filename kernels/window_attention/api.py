@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from zoo.kernels.checks import as_pair, check_qkv
 from zoo.kernels.window_attention import reference
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+
 from zoo.kernels.partition import partition, unpartition
 
 

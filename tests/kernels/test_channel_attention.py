@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from zoo.kernels import channel_attention
 from zoo.kernels.channel_attention.cases import AWKWARD, MODELS, Case
 

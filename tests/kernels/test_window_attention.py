@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from zoo.kernels import window_attention
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.window_attention.cases import AWKWARD, MODELS, Case

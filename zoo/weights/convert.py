@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from zoo.config import KeySet
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.weights import transforms
 from zoo.weights.keys import Renaming, rename
 
@@ -96,6 +96,8 @@ def _transform(name: str, value: torch.Tensor, rules: Mapping[str, str], shape: 
         if fnmatch.fnmatchcase(name, pattern):
             try:
                 value = transforms.apply(transform, value, shape)
+            except ConfigError:
+                raise
             except (RuntimeError, ValueError, IndexError) as error:
                 raise CheckpointError(
                     f"{name} of shape {tuple(value.shape)} cannot be converted by {transform!r} to {tuple(shape)}"

@@ -6,18 +6,20 @@ from collections.abc import Callable
 
 import torch
 
+from zoo.errors import Where
 
-def squeeze(value: torch.Tensor) -> torch.Tensor:
+
+def squeeze(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:
     """A 1x1 convolution kernel (out, in, 1, 1) as the matrix (out, in); other kernels unchanged."""
     return value.flatten(1) if value.ndim == 4 and value.shape[2:] == (1, 1) else value
 
 
-def split_heads_first(value: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows ordered (heads, q k v, head_dim) to (q k v, heads, head_dim)."""
-    return value.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2)
+def split_heads_first(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:
+    """Rows ordered (heads, q k v, head_dim) to (q k v, heads, head_dim); the argument is head_dim."""
+    return value.unflatten(0, (-1, 3, int(argument))).transpose(0, 1).flatten(0, 2)
 
 
-def swin_table(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def swin_table(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:
     """Swin's ((2h-1)(2w-1), heads) table of query - key to (heads, 2h-1, 2w-1) of key - query.
 
     `shape` is the model's; a table of another, square, window keeps its own size.
@@ -27,14 +29,16 @@ def swin_table(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return value.t().unflatten(1, tuple(sides)).flip(1, 2)
 
 
-def apply(name: str, value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The transform `name`, as in `squeeze` or `split_heads_first:32`, for a target of `shape`."""
-    name, _, argument = name.partition(":")
-    if name == "swin_table":
-        return swin_table(value, shape)
-    if name == "split_heads_first":
-        return split_heads_first(value, int(argument))
-    return TRANSFORMS[name](value)
+def apply(rule: str, value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The transform that `rule` names, as in `squeeze` or `split_heads_first:32`, for a target of `shape`.
+
+    Raises:
+        ConfigError: if there is no such transform.
+    """
+    name, _, argument = rule.partition(":")
+    if name not in TRANSFORMS:
+        raise Where("key rules").unknown(name, TRANSFORMS, "transform")
+    return TRANSFORMS[name](value, shape, argument)
 
 
 TRANSFORMS: dict[str, Callable[..., torch.Tensor]] = {
