@@ -1,10 +1,24 @@
-"""Attention operations on heads-last (B, H, W, heads, head_dim) tensors; knows torch alone.
+"""Operations of the mixers, attention on heads-last (B, H, W, heads, head_dim) tensors; knows torch alone.
 
 Each folder holds one operation: `api.py` (meaning and checks), `reference.py` (the readable
 specification), `cases.py` (the shapes that the zoo's variants use).
 """
 
+from zoo.kernels.aggregated_attention.api import aggregated_attention
 from zoo.kernels.channel_attention.api import channel_attention
+from zoo.kernels.deform_conv.api import deform_conv
+from zoo.kernels.global_attention.api import global_attention
+from zoo.kernels.neighborhood_attention.api import neighborhood_attention
+from zoo.kernels.routing_attention.api import region_routes, routing_attention
 from zoo.kernels.window_attention.api import window_attention
 
-__all__ = ["channel_attention", "window_attention"]
+__all__ = [
+    "aggregated_attention",
+    "channel_attention",
+    "deform_conv",
+    "global_attention",
+    "neighborhood_attention",
+    "region_routes",
+    "routing_attention",
+    "window_attention",
+]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 
 
-def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Raise ValueError unless q, k and v are (B, H, W, heads, head_dim) of one shape, dtype and device."""
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_map: bool = True) -> None:
+    """Raise ValueError unless q, k and v are (B, H, W, heads, head_dim) of one dtype and device and agreeing shapes.
+
+    k and v lie on the map of q, or, if not `own_map`, on one of any size.
+    """
     if q.ndim != 5:
         raise ValueError(f"q has {q.ndim} dimensions, expected 5: (B, H, W, heads, head_dim)")
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape != q.shape or tensor.dtype != q.dtype or tensor.device != q.device:
+        expected = q.shape if own_map or tensor.ndim != 5 else (q.shape[0], *k.shape[1:3], *q.shape[3:])
+        if tensor.shape != expected or tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, "
                 f"but q is {tuple(q.shape)} {q.dtype} on {q.device}: they must agree"

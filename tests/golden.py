@@ -16,11 +16,14 @@ import torch
 
 FOLDER = Path(__file__).parent / "goldens"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
-SCALES = ("weight", "gamma")
+SCALES = ("weight", "gamma", "gamma1", "gamma2")
 
 
 class Golden:
-    """One record: `info` (variant, source, state, input, ...) and `arrays` (logits and stage statistics)."""
+    """One record: `info` (variant, source, state, input, ...) and `arrays` (logits and stage statistics).
+
+    Entries of `state` are [key, shape], and [key, shape, "const"] for a table that the published code computes.
+    """
 
     def __init__(self, name: str) -> None:
         with np.load(FOLDER / f"{name}.npz") as content:
@@ -28,8 +31,11 @@ class Golden:
         self.info = json.loads(gzip.decompress(self.arrays.pop("record").tobytes()))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The published state dict, filled."""
-        return {key: torch.from_numpy(np.asarray(fill(key, tuple(shape)))) for key, shape in self.info["state"]}
+        """The published state dict, filled; tables that the published code computes hold zeros."""
+        return {
+            key: torch.zeros(shape, dtype=torch.long) if const else torch.from_numpy(np.asarray(fill(key, tuple(shape))))
+            for key, shape, *const in self.info["state"]
+        }
 
     def images(self) -> torch.Tensor:
         """The images that the record was made with."""
@@ -48,7 +54,7 @@ def fill(key: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = rng.standard_normal(shape)
     if leaf == "running_mean":
         return (0.1 * noise).astype(np.float32)
-    if "bias_table" in leaf:
+    if "bias_table" in leaf or leaf == "rpb":
         return (0.5 * noise).astype(np.float32)
     if max(shape, default=1) == int(np.prod(shape)):
         return (float(leaf in SCALES) + 0.1 * noise).astype(np.float32)

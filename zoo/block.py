@@ -16,31 +16,36 @@ from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
 
 
 class Branch(nn.Module):
-    """y = shortcut(x) + drop_path(gamma * fn(norm(x))) on (B, H, W, dim_in)."""
+    """y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))) on (B, H, W, dim_in)."""
 
     def __init__(self, config: BranchConfig, dim_in: int, dim: int, drop_path: float) -> None:
         super().__init__()
+        if config.shortcut is not None and not config.residual:
+            raise ConfigError(f"{config.part.where}: a branch that is not residual has no shortcut")
         self.norm = build_norm(config.norm, dim_in)
         self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
+        self.post_norm = build_norm(config.post_norm, dim)
         self.gamma = None
         if config.layer_scale is not None:
             self.gamma = nn.Parameter(torch.full((dim,), config.layer_scale))
         self.drop_path = DropPath(drop_path if config.drop_path else 0.0)
-        self.shortcut = nn.Identity()
+        self.shortcut = nn.Identity() if config.residual else None
         if config.shortcut is not None:
             self.shortcut = SHORTCUTS.build(config.shortcut, dim_in=dim_in, dim=dim)
         self.reduction: int = getattr(self.fn, "reduction", 1)
-        if self.reduction != getattr(self.shortcut, "reduction", 1) or (dim_in != dim and config.shortcut is None):
+        reduction = getattr(self.shortcut, "reduction", 1)
+        if config.residual and (self.reduction != reduction or (dim_in != dim and config.shortcut is None)):
             raise ConfigError(
                 f"{config.part.where}: {config.part.type!r} reduces {self.reduction}x and goes from {dim_in} to {dim} "
                 "channels, and its shortcut does not: give it one that does the same, such as {type: pool}"
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.fn(self.norm(x))
+        y = self.post_norm(self.fn(self.norm(x)))
         if self.gamma is not None:
             y = y * self.gamma
-        return self.shortcut(x) + self.drop_path(y)
+        y = self.drop_path(y)
+        return y if self.shortcut is None else self.shortcut(x) + y
 
 
 class Block(nn.Sequential):

@@ -75,7 +75,8 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
 
     Args:
         name: a shipped variant, or a file that ends in `.yaml` or `.yml`, with `:variant` when it has several.
-        overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`).
+        overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`), and the
+            names of the family's `options`.
 
     Raises:
         ConfigError: if there is no such variant or the configuration is not valid.
@@ -84,7 +85,9 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     tree, where = _resolve(path, variant)
     if overrides:
         place = Where(f"overrides of {name}")
-        tree = override(tree, check_mapping(overrides, place), place)
+        options = check_mapping(tree.get("options", {}), where / "options")
+        changes = check_mapping(overrides, place).items()
+        tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes}, place)
     return parse_model(variant or path.stem, tree, where)
 
 

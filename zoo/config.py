@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from zoo.errors import ConfigError, Where
-from zoo.overrides import check_tree, compute_sizes, override, take_cycles
+from zoo.overrides import check_tree, compute_values, override, take_cycles
 from zoo.schema import (
     Count,
     Index,
@@ -31,6 +31,7 @@ from zoo.schema import (
 )
 
 _Depth = Annotated[int, Range(1, 512)]
+_Option = int | float | str | Size | None
 NORMS = ("layernorm", "batchnorm")
 
 
@@ -76,11 +77,13 @@ class Part:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """One residual branch: y = shortcut(x) + drop_path(gamma * fn(norm(x)))."""
+    """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut where not `residual`."""
 
     name: str
     part: Part
     norm: Norm | None = None
+    post_norm: Norm | None = None
+    residual: bool = True
     layer_scale: Positive | None = None
     drop_path: bool = True
     shortcut: Part | None = None
@@ -111,18 +114,19 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class KeySet:
-    """Rules that rename one published form of a checkpoint to our keys; `None` drops a key."""
+    """Rules that rename one published form of a checkpoint to our keys; `None` drops a key, a list splits its value."""
 
-    keys: Mapping[str, str | None]
+    keys: Mapping[str, str | tuple[str, ...] | None]
     transforms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_yaml(cls, value: Any, where: Where) -> KeySet:
         entry = check_mapping(value, where)
         check_fields(entry, {"keys": Any, "transforms": Any}, {"keys"}, where)
+        targets = {"keys": str | tuple[str, ...] | None, "transforms": str}
         tables = {
             name: {
-                pattern: check(target, str | None, where / name / pattern)
+                pattern: check(target, targets[name], where / name / pattern)
                 for pattern, target in check_mapping(table, where / name).items()
             }
             for name, table in entry.items()
@@ -142,6 +146,7 @@ class ModelConfig:
     init: str
     drop_path_rate: float
     no_weight_decay: tuple[str, ...]
+    lr_scale: Mapping[str, float]
     checkpoints: Mapping[str, KeySet]
     where: Where = field(compare=False)
 
@@ -157,6 +162,8 @@ _MODEL_KEYS: dict[str, Any] = {
     "init": str,
     "drop_path_rate": Rate,
     "no_weight_decay": tuple[str, ...],
+    "lr_scale": Any,
+    "options": Any,
     "checkpoints": Any,
 }
 _REQUIRED = {"family", "img_size", "stem", "block", "stages", "head", "init"}
@@ -170,10 +177,13 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
     """
     tree = check_mapping(tree, where)
     check_tree(tree, where)
-    raw_size = tree.get("img_size", 224)
-    tree = compute_sizes(tree, check(raw_size, Size, where / "img_size"), where)
+    values = {"img_size": check(tree.get("img_size", 224), Size, where / "img_size")}
+    options = check_mapping(tree.get("options", {}), where / "options")
+    values |= {key: check(value, _Option, where / "options" / key) for key, value in options.items()}
+    tree = compute_values({key: value for key, value in tree.items() if key != "options"}, values, where)
     fields = check_fields(tree, _MODEL_KEYS, _REQUIRED, where)
     checkpoints = check_mapping(fields.get("checkpoints", {}), where / "checkpoints")
+    scales = check_mapping(fields.get("lr_scale", {}), where / "lr_scale")
     return ModelConfig(
         name=name,
         family=fields["family"],
@@ -183,6 +193,7 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
         init=fields["init"],
         drop_path_rate=fields.get("drop_path_rate", 0.0),
         no_weight_decay=fields.get("no_weight_decay", ()),
+        lr_scale={key: check(value, Positive, where / "lr_scale" / key) for key, value in scales.items()},
         checkpoints={key: KeySet.from_yaml(v, where / "checkpoints" / key) for key, v in checkpoints.items()},
         where=where,
     )
@@ -236,6 +247,6 @@ def _parse_block(branches: Mapping[str, Any], index: int, where: Where) -> tuple
 
 def _parse_branch(name: str, spec: dict[str, Any], where: Where) -> BranchConfig:
     annotations = typing.get_type_hints(BranchConfig, include_extras=True)
-    own = {key: annotations[key] for key in ("norm", "layer_scale", "drop_path", "shortcut")}
+    own = {key: annotations[key] for key in annotations if key not in ("name", "part")}
     values = {key: spec.pop(key) for key in own if key in spec}
     return BranchConfig(name, Part.from_yaml(spec, where), **check_fields(values, own, set(), where))

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from zoo.config import Norm
+from zoo.config import Norm, Part
 from zoo.errors import Where
+from zoo.kernels import deform_conv
 from zoo.layers.activations import ACTIVATIONS, Act
-from zoo.layers.conv import Conv2d, pad_to_multiple
+from zoo.layers.conv import Conv2d, pad_to_least, pad_to_multiple
+from zoo.layers.linear import Linear
 from zoo.layers.norm import build_norm, conv_norm
 from zoo.registry import EMBEDS
 from zoo.schema import Count, Index, dataclass_from_yaml
@@ -68,11 +70,109 @@ class ConvEmbed(nn.Module):
         )
         self.norms = nn.ModuleList(build_norm(layer.norm, b) for b, layer in zip(widths[1:], layers, strict=True))
         self.acts = [ACTIVATIONS.get(layer.act) for layer in layers]
+        padding = layers[0].padding
+        self.least = 1 if padding in (None, "same") else max(1, layers[0].kernel - 2 * padding)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, dim_in) to (B, ceil(H / reduction), ceil(W / reduction), dim)."""
+        """(B, H, W, dim_in) to (B, H / reduction, W / reduction, dim), rounded as kernels and padding have it.
+
+        A map that the first kernel does not fit into is extended by zeros.
+        """
         x = pad_to_multiple(self.pre_norm(x), (self.pad_to, self.pad_to))
+        x = pad_to_least(x, (self.least, self.least))
         for conv, norm, act in zip(self.convs, self.norms, self.acts, strict=True):
             x = conv_norm(conv, norm, x)
             x = x if act is None else act(x)
         return x
+
+
+@EMBEDS.register("cross_scale")
+class CrossScaleEmbed(nn.Module):
+    """Convolutions of several kernels side by side (CrossFormer, https://arxiv.org/abs/2108.00154, section 3.1).
+
+    The i-th gives dim / 2**(i+1) channels and the last one what is left, so small kernels fill most of the output.
+
+    Args:
+        kernels: of the convolutions, each even and no smaller than `stride`.
+        stride: of all of them.
+        norm: norm of the output.
+        pre_norm: norm of the input.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        *,
+        kernels: tuple[Count, ...],
+        stride: Count,
+        norm: Norm | None = None,
+        pre_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        if not kernels or any(k < stride or (k - stride) % 2 for k in kernels):
+            raise ValueError(f"kernels {kernels} cannot be centred on steps of {stride}")
+        widths = [dim // 2 ** (i + 1) for i in range(len(kernels))]
+        widths[-1] = dim - sum(widths[:-1])
+        self.dim, self.reduction = dim, stride
+        self.pre_norm = build_norm(pre_norm, dim_in)
+        self.convs = nn.ModuleList(
+            Conv2d(dim_in, width, k, stride, (k - stride) // 2) for k, width in zip(kernels, widths, strict=True)
+        )
+        self.norm = build_norm(norm, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, dim_in) to (B, H // stride, W // stride, dim); a smaller map is padded to one step."""
+        x = pad_to_least(self.pre_norm(x), (self.reduction, self.reduction))
+        return self.norm(torch.cat([conv(x) for conv in self.convs], dim=-1))
+
+
+@EMBEDS.register("patch_merging")
+class PatchMerging(nn.Module):
+    """2x2 positions become one: their channels side by side, norm, linear (Swin, arXiv:2103.14030, section 3.1).
+
+    An odd map is extended by zeros. Channels are ordered top left, bottom left, top right, bottom right.
+    """
+
+    reduction = 2
+
+    def __init__(self, dim_in: int, dim: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.dim = dim
+        self.norm = build_norm(norm, 4 * dim_in)
+        self.proj = Linear(4 * dim_in, dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, dim_in) to (B, ceil(H / 2), ceil(W / 2), dim)."""
+        x = pad_to_multiple(x, (2, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+@EMBEDS.register("deform")
+class DeformEmbed(nn.Module):
+    """2x2 deformable convolution of stride 2, norm, activation (LITv2's token merging, arXiv:2105.14217, section 3.3).
+
+    The offsets come from an ordinary convolution of the same shape that starts at zero.
+    """
+
+    reduction = 2
+
+    def __init__(self, dim_in: int, dim: int, *, norm: Norm, act: Act) -> None:
+        super().__init__()
+        self.dim = dim
+        self.offset = Conv2d(dim_in, 8, 2, 2, 0)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+        self.conv = Conv2d(dim_in, dim, 2, 2, 0)
+        self.norm = build_norm(norm, dim)
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, dim_in) to (B, H // 2, W // 2, dim); a smaller map is padded to one step."""
+        x = pad_to_least(x, (2, 2))
+        return self.act(self.norm(deform_conv(x, self.offset(x), self.conv.weight, self.conv.bias, stride=2)))
+
+
+def input_convolutions(embed: Part | None) -> tuple[str, ...]:
+    """Names, inside an embed, of the convolutions that see its input."""
+    return tuple(f"convs.{i}" for i in range(len(embed.params.get("kernels", [1]) if embed else ())))

@@ -1,11 +1,14 @@
-"""Feed-forward branches: no mixing between positions."""
+"""Feed-forward branches: channels are mixed, and positions at most with their neighbours."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
 
 from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.conv import DepthwiseConv
 from zoo.layers.linear import Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Positive
@@ -13,16 +16,36 @@ from zoo.schema import Positive
 
 @BRANCHES.register("mlp")
 class Mlp(nn.Module):
-    """Linear, activation, linear on (B, H, W, dim), with a hidden layer of int(dim * ratio) channels."""
+    """Linear, activation, linear on (B, H, W, dim), with a hidden layer of int(dim * ratio) channels.
 
-    def __init__(self, dim: int, *, ratio: Positive, act: Act = "gelu") -> None:
+    Args:
+        act: the activation.
+        dwconv: a 3x3 depthwise convolution stands before the activation (LITv2, arXiv:2205.13213, section 3).
+        gated: two thirds of the hidden width, and the activation is multiplied by a second projection of the input
+            (with `dwconv` TransNeXt's convolutional GLU, https://arxiv.org/abs/2311.17132, section 3.4).
+    """
+
+    def __init__(
+        self, dim: int, *, ratio: Positive, act: Act = "gelu", dwconv: bool = False, gated: bool = False
+    ) -> None:
         super().__init__()
         hidden = int(dim * ratio)
+        if gated:
+            hidden = 2 * hidden // 3
         if hidden < 1:
             raise ValueError(f"ratio {ratio} of {dim} channels leaves none")
-        self.fc1 = Linear(dim, hidden)
+        self.gated = gated
+        self.fc1 = Linear(dim, 2 * hidden if gated else hidden)
+        self.dwconv = DepthwiseConv(hidden) if dwconv else nn.Identity()
+        if dwconv:
+            nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
+            nn.init.zeros_(self.dwconv.bias)
         self.act = ACTIVATIONS[act]
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        x = self.fc1(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+            return self.fc2(self.act(self.dwconv(x)) * gate)
+        return self.fc2(self.act(self.dwconv(x)))

@@ -14,7 +14,8 @@ def _trunc_normal(name: str, module: nn.Module) -> None:
     """Linear layers: normal of std 0.02, zero bias. Convolutions keep PyTorch's default (DaViT)."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _vit_eff(name: str, module: nn.Module) -> None:
@@ -25,10 +26,7 @@ def _vit_eff(name: str, module: nn.Module) -> None:
     if name.startswith("head.") or not isinstance(module, nn.Conv2d | nn.Linear):
         return
     if isinstance(module, nn.Conv2d | Pointwise):
-        fan_out = module.weight.numel() // module.weight.shape[1]
-        if isinstance(module, nn.Conv2d):
-            fan_out //= module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / _fan_out(module)))
     else:
         nn.init.xavier_uniform_(module.weight)
     if module.bias is not None:
@@ -36,7 +34,31 @@ def _vit_eff(name: str, module: nn.Module) -> None:
         nn.init.normal_(module.bias, std=1e-6) if in_mlp else nn.init.zeros_(module.bias)
 
 
-SCHEMES: dict[str, Callable[[str, nn.Module], None]] = {"trunc_normal": _trunc_normal, "vit_eff": _vit_eff}
+def _trunc_normal_head(name: str, module: nn.Module) -> None:
+    """As "trunc_normal" where every linear layer but the classifier is a 1x1 convolution (BiFormer-STL, NCHW)."""
+    if name == "head.fc":
+        _trunc_normal(name, module)
+
+
+def _trunc_normal_fan_out(name: str, module: nn.Module) -> None:
+    """Linear layers as "trunc_normal"; convolutions normal of std sqrt(2 / fan_out), zero bias (TransNeXt)."""
+    if isinstance(module, nn.Conv2d | Pointwise):
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / _fan_out(module)))
+        nn.init.zeros_(module.bias)
+    else:
+        _trunc_normal(name, module)
+
+
+def _fan_out(module: nn.Conv2d | Pointwise) -> int:
+    return module.weight.numel() // module.weight.shape[1] // getattr(module, "groups", 1)
+
+
+SCHEMES: dict[str, Callable[[str, nn.Module], None]] = {
+    "trunc_normal": _trunc_normal,
+    "trunc_normal_head": _trunc_normal_head,
+    "trunc_normal_fan_out": _trunc_normal_fan_out,
+    "vit_eff": _vit_eff,
+}
 
 
 def initialise(model: nn.Module, scheme: str) -> None:

@@ -108,9 +108,9 @@ def _published(variant: str, tag: str | None) -> Checkpoint:
 
 def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig) -> dict[str, Any]:
     """timm's description of a checkpoint at hand: its tensors under our names, its classes and channels."""
-    tensors, _ = fit(_read(source), config.checkpoints, _meta_state(config), timm_models.ADAPTABLE)
+    tensors, _ = fit(_read(source), config.checkpoints, _meta_state(config), timm_models.adaptable(config))
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
-    channels = tensors[f"{timm_models.FIRST_CONV}.weight"].shape[1]
+    channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
 
 
@@ -149,7 +149,7 @@ def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tens
         ConfigError: for an unknown name.
     """
     config = load_config(split_tag(name)[0])
-    return fit(as_state_dict(state_dict), config.checkpoints, _meta_state(config), timm_models.ADAPTABLE)[0]
+    return fit(as_state_dict(state_dict), config.checkpoints, _meta_state(config), timm_models.adaptable(config))[0]
 
 
 def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -> LoadReport:

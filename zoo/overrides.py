@@ -2,7 +2,7 @@
 
 * `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
 * `{cycle: [...]}` anywhere in a branch is taken by block index;
-* text of the form `img_size/32` becomes a (height, width) pair computed from the model's `img_size`.
+* text that names a value of the model, `img_size` or one of its `options`, becomes that value; `img_size/32` a quotient.
 """
 
 from __future__ import annotations
@@ -27,8 +27,19 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) 
         if path.count(".") > _MAX_NESTING:
             raise where.error(path, f"a key of at most {_MAX_NESTING} dots")
         head, _, rest = path.partition(".")
-        result[head] = _set_path(result.get(head, {}), rest, value, where / head) if rest else value
+        set_inside = _set_in_stage if head == "stages" else _set_path
+        result[head] = set_inside(result.get(head, {}), rest, value, where / head) if rest else value
     return result
+
+
+def _set_in_stage(stages: Any, path: str, value: Any, where: Where) -> Any:
+    """A stage is itself a set of changes to the block, so what follows its index is one of its keys as it stands."""
+    index, _, key = path.partition(".")
+    if not key or not isinstance(stages, list) or not index.isdecimal() or int(index) >= len(stages):
+        return _set_path(stages, path, value, where)
+    if not isinstance(stages[int(index)], Mapping):
+        raise (where / index).error(stages[int(index)], "a mapping of keys to values")
+    return [{**stage, key: value} if i == int(index) else stage for i, stage in enumerate(stages)]
 
 
 def _set_path(node: Any, path: str, value: Any, where: Where) -> Any:
@@ -60,19 +71,24 @@ def take_cycles(node: Any, index: int, where: Where) -> Any:
     return node
 
 
-def compute_sizes(node: Any, img_size: tuple[int, int], where: Where) -> Any:
-    """`node` with every `img_size/N` replaced by the pair it stands for."""
+def compute_values(node: Any, values: Mapping[str, Any], where: Where) -> Any:
+    """`node` with every text `name` or `name/N` replaced by the value of that name, or its whole quotient."""
     if isinstance(node, Mapping):
-        return {key: compute_sizes(value, img_size, where / str(key)) for key, value in node.items()}
+        return {key: compute_values(value, values, where / str(key)) for key, value in node.items()}
     if isinstance(node, list):
-        return [compute_sizes(value, img_size, where / i) for i, value in enumerate(node)]
-    match = re.fullmatch(r"img_size/([1-9]\d{0,4})", node) if isinstance(node, str) else None
-    if match is None:
+        return [compute_values(value, values, where / i) for i, value in enumerate(node)]
+    match = re.fullmatch(r"(\w+)(?:/([1-9]\d{0,4}))?", node) if isinstance(node, str) else None
+    if match is None or match[1] not in values:
         return node
-    size = tuple(length // int(match[1]) for length in img_size)
-    if min(size) < 1:
-        raise where.error(f"{node} with img_size {img_size}", f"an img_size of at least {match[1]} pixels")
-    return size
+    value = values[match[1]]
+    return value if match[2] is None else _divide(value, int(match[2]), where / match[1])
+
+
+def _divide(value: Any, divisor: int, where: Where) -> tuple[int, ...]:
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if not all(isinstance(side, int) and side >= divisor for side in sides):
+        raise where.error(value, f"at least {divisor} pixels")
+    return tuple(side // divisor for side in sides)
 
 
 def check_tree(tree: Any, where: Where) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from zoo.backbone import Backbone
 from zoo.catalog import load_config, shipped
 from zoo.config import ModelConfig
+from zoo.embeds import input_convolutions
 from zoo.errors import ConfigError
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit
@@ -28,9 +29,17 @@ _MOST_PARAMETERS = 10e9
 _BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
 _TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
                    "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
-FIRST_CONV, CLASSIFIER = "stages.0.embed.convs.0", "head.fc"
-ADAPTABLE = (f"{FIRST_CONV}.weight", f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
-"""Parameters that timm adapts to another number of channels or classes."""
+CLASSIFIER = "head.fc"
+
+
+def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the convolutions that see the image."""
+    return tuple(f"stages.0.embed.{name}" for name in input_convolutions(config.stages[0].embed))
+
+
+def adaptable(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the parameters that timm adapts to another number of channels or classes."""
+    return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
 
 
 def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -74,7 +83,7 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
     cfg = {
         "input_size": (3, *config.img_size),
         "pool_size": tuple(-(-n // 32) for n in config.img_size),
-        "first_conv": FIRST_CONV,
+        "first_conv": first_convolutions(config),
         "classifier": CLASSIFIER,
     }
     if checkpoint is None:
@@ -95,7 +104,7 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
 
 def _filter(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Any published form of a checkpoint under our keys."""
-    return fit(as_state_dict(state), model.config.checkpoints, model.state_dict(), ADAPTABLE)[0]
+    return fit(as_state_dict(state), model.config.checkpoints, model.state_dict(), adaptable(model.config))[0]
 
 
 def _entrypoint(variant: str) -> Callable[..., nn.Module]:

@@ -69,7 +69,20 @@ class Conv2d(nn.Conv2d):
         return x, F.pad(weight, (extra[1], 0, extra[0], 0)), tuple((t + 1) // 2 for t in total)
 
 
+class DepthwiseConv(Conv2d):
+    """A zero-padded depthwise convolution with bias on (B, H, W, dim)."""
+
+    def __init__(self, dim: int, kernel: int = 3) -> None:
+        super().__init__(dim, dim, kernel, groups=dim)
+
+
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, C) zero-padded at the right and the bottom to multiples of `size`."""
     bottom, right = (-n % m for n, m in zip(x.shape[1:3], size, strict=True))
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+
+def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, C) zero-padded at the right and the bottom to at least `size`."""
+    bottom, right = (max(0, least - n) for n, least in zip(x.shape[1:3], size, strict=True))
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x

@@ -43,14 +43,18 @@ class Pointwise(Linear):
     """A 1x1 convolution: a linear layer, initialised as a convolution."""
 
 
-class QkvLinear(Linear):
-    """(B, H, W, dim) to q, k, v of (B, H, W, heads, head_dim); rows ordered (q k v, heads, head_dim)."""
+class HeadsLinear(Linear):
+    """(B, H, W, dim) to `parts` tensors (B, H, W, heads, head_dim); rows ordered (parts, heads, head_dim).
 
-    def __init__(self, dim: int, head_dim: int) -> None:
+    Args:
+        heads: as many as fill the width when None.
+    """
+
+    def __init__(self, dim: int, head_dim: int, parts: int = 3, heads: int | None = None, bias: bool = True) -> None:
         if dim % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide the width {dim}")
-        super().__init__(dim, 3 * dim)
-        self.heads, self.head_dim = dim // head_dim, head_dim
+        self.parts, self.heads, self.head_dim = parts, heads or dim // head_dim, head_dim
+        super().__init__(dim, parts * self.heads * head_dim, bias=bias)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return super().forward(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(-3)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return super().forward(x).unflatten(-1, (self.parts, self.heads, self.head_dim)).unbind(-3)

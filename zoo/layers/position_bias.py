@@ -1,6 +1,6 @@
-"""Relative position bias of attention inside a window of h x w tokens.
+"""Relative position biases of attention.
 
-Every module gives a (heads, h*w, h*w) bias from a table of the (2h-1) x (2w-1) offsets, indexed
+Inside a window of h x w tokens a bias is a table of the (2h-1) x (2w-1) offsets, indexed
 [key - query + size - 1] on each axis: NATTEN's and TensorFlow MaxViT's order, the reverse of Swin's.
 """
 
@@ -10,35 +10,39 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.layers.per_size import per_size
+
 
 class PositionBias(nn.Module):
-    """The gather from offsets to pairs of tokens that all position biases share."""
+    """The gather from offsets to pairs of tokens that all biases of a window share."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("index", offset_index(size), persistent=False)
-
-    def offsets(self) -> torch.Tensor:
-        """The bias of every offset, (heads, (2h-1) * (2w-1))."""
+    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+        """The bias of every offset in a window of `size`, (heads, (2h-1) * (2w-1))."""
         raise NotImplementedError
 
-    def forward(self) -> torch.Tensor:
+    def forward(self, size: tuple[int, int]) -> torch.Tensor:
         """The bias of every pair, (heads, queries, keys)."""
-        tokens = self.size[0] * self.size[1]
-        return self.offsets().index_select(1, self.index).unflatten(1, (tokens, tokens))
+        offsets = self.offsets(size)
+        tokens = size[0] * size[1]
+        return offsets.index_select(1, offset_index(*size, device=offsets.device)).unflatten(1, (tokens, tokens))
 
 
 class TableBias(PositionBias):
-    """A learned table (heads, 2h-1, 2w-1), drawn from a normal distribution of std 0.02."""
+    """A learned table (heads, 2h-1, 2w-1) for windows of `size`, drawn from a normal distribution of std 0.02.
+
+    For a window of another size the table is resized bicubically, as Swin's and NAT's authors do.
+    """
 
     def __init__(self, heads: int, size: tuple[int, int]) -> None:
-        super().__init__(size)
+        super().__init__()
         self.table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def offsets(self) -> torch.Tensor:
-        return self.table.flatten(1)
+    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+        table, shape = self.table, (2 * size[0] - 1, 2 * size[1] - 1)
+        if table.shape[1:] != shape:
+            table = F.interpolate(table[None], shape, mode="bicubic")[0]
+        return table.flatten(1)
 
 
 class MlpBias(PositionBias):
@@ -50,26 +54,125 @@ class MlpBias(PositionBias):
 
     HIDDEN, DROP = 512, 0.125
 
-    def __init__(self, heads: int, size: tuple[int, int]) -> None:
-        super().__init__(size)
+    def __init__(self, heads: int) -> None:
+        super().__init__()
         self.fc1 = nn.Linear(2, self.HIDDEN)
         self.fc2 = nn.Linear(self.HIDDEN, heads)
-        self.register_buffer("coordinates", log_offsets(size), persistent=False)
 
-    def offsets(self) -> torch.Tensor:
-        hidden = F.dropout(F.relu(self.fc1(self.coordinates)), self.DROP, self.training)
+    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+        offset = offset_table(*size, device=self.fc1.weight.device)
+        coordinates = (offset.sign() * offset.abs().log1p()).to(self.fc1.weight.dtype)
+        hidden = F.dropout(F.relu(self.fc1(coordinates)), self.DROP, self.training)
         return self.fc2(hidden).t()
 
 
-def offset_index(size: tuple[int, int]) -> torch.Tensor:
+class DynamicBias(PositionBias):
+    """A network of the integer offset query - key (CrossFormer, https://arxiv.org/abs/2108.00154, section 3.3).
+
+    One linear layer, then three times layer norm, ReLU and a linear layer, `hidden` wide.
+    """
+
+    def __init__(self, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(2, hidden)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)) for width in (hidden, hidden, heads)
+        )
+
+    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+        x = self.proj(offset_table(*size, device=self.proj.weight.device).to(self.proj.weight.dtype))
+        for layer in self.layers:
+            x = layer(x)
+        return x.t()
+
+
+@per_size
+def offset_index(height: int, width: int, *, device: torch.device) -> torch.Tensor:
     """For each (query, key) pair, query-major, the flat index of key - query in the (2h-1, 2w-1) table; (N*N,)."""
-    rows, columns = (torch.arange(n)[None, :] - torch.arange(n)[:, None] + n - 1 for n in size)
-    index = rows[:, None, :, None] * (2 * size[1] - 1) + columns[None, :, None, :]
+    rows, columns = (
+        torch.arange(n, device=device)[None, :] - torch.arange(n, device=device)[:, None] + n - 1
+        for n in (height, width)
+    )
+    index = rows[:, None, :, None] * (2 * width - 1) + columns[None, :, None, :]
     return index.flatten()
 
 
-def log_offsets(size: tuple[int, int]) -> torch.Tensor:
-    """sign(d) ln(1 + |d|) of d = query - key for each entry of the table, ((2h-1) * (2w-1), 2)."""
-    axes = [torch.arange(n - 1, -n, -1, dtype=torch.float32) for n in size]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
-    return offsets.sign() * offsets.abs().log1p()
+@per_size
+def offset_table(height: int, width: int, *, device: torch.device) -> torch.Tensor:
+    """query - key of each entry of the table, ((2h-1) * (2w-1), 2), float32."""
+    axes = [torch.arange(n - 1, -n, -1, dtype=torch.float32, device=device) for n in (height, width)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+class PooledBias(nn.Module):
+    """A network of the distance from every position to every pooled key (TransNeXt, arXiv:2311.17132, section 3.2).
+
+    The coordinate is sign(d) log2(1 + |d|) / 3 of d = 8 (query - key) / (side of the pre-training map - 1).
+
+    Args:
+        heads: of the attention.
+        pretrained: the (height, width) of the map in pre-training, by which distances are measured.
+        trained: interpolate the bias from maps of this (height, width); None computes it for the map at hand.
+    """
+
+    HIDDEN = 512
+
+    def __init__(self, heads: int, pretrained: tuple[int, int], trained: tuple[int, int] | None) -> None:
+        super().__init__()
+        if min(pretrained) < 2:
+            raise ValueError(f"the map in pre-training is {pretrained}, expected at least 2 positions a side")
+        self.pretrained, self.trained = pretrained, trained
+        self.fc1 = nn.Linear(2, self.HIDDEN)
+        self.fc2 = nn.Linear(self.HIDDEN, heads)
+
+    def forward(
+        self, queries: tuple[int, int], keys: tuple[int, int], trained_keys: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """The bias (heads, queries, keys) of a map pooled to `keys`; `trained_keys` is what `trained` was pooled to."""
+        if self.trained is None or (self.trained, trained_keys) == (queries, keys):
+            return self._exact(queries, keys)
+        return _interpolate(self._exact(self.trained, trained_keys), self.trained, trained_keys, queries, keys)
+
+    def _exact(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
+        weight = self.fc1.weight
+        (y, rows), (z, columns) = (pooled_distances(*sides, device=weight.device) for sides in zip(queries, keys))
+        axes = (8 * d / (side - 1) for d, side in zip((y, z), self.pretrained, strict=True))
+        y, z = (a.sign() * a.abs().add(1).log2() / 3 for a in axes)
+        coordinates = torch.stack(torch.meshgrid(y, z, indexing="ij"), dim=-1).to(weight.dtype)
+        table = self.fc2(F.relu(self.fc1(coordinates))).permute(2, 0, 1)
+        return table[:, rows[:, None, :, None], columns[None, :, None, :]].flatten(1, 2).flatten(2)
+
+
+def _interpolate(
+    bias: torch.Tensor,
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+    new_queries: tuple[int, int],
+    new_keys: tuple[int, int],
+) -> torch.Tensor:
+    """(heads, queries, keys) resized bilinearly, first over the map of keys and then over that of queries."""
+    heads = bias.shape[0]
+    bias = F.interpolate(bias.unflatten(2, keys), new_keys, mode="bilinear").flatten(2).mT
+    bias = F.interpolate(bias.unflatten(2, queries), new_queries, mode="bilinear").flatten(2).mT
+    return bias.reshape(heads, new_queries[0] * new_queries[1], new_keys[0] * new_keys[1])
+
+
+@per_size
+def pooled_distances(length: int, pooled: int, *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances from `length` positions to the `pooled` keys that adaptive average pooling makes of them.
+
+    A key lies at the mean of the positions that it averages, so distances are multiples of one half; where
+    `pooled` divides `length` they are all alike modulo one.
+
+    Returns:
+        Every distance query - key that occurs, ascending, float32; and its index for each pair, (length, pooled).
+    """
+    key = torch.arange(pooled, device=device)
+    twice = key * length // pooled + ((key + 1) * length + pooled - 1) // pooled - 1
+    position = torch.arange(length, device=device)
+    distance = 2 * position[:, None] - twice
+    step = 2 if length % pooled == 0 else 1
+    lowest = -((pooled - 1) * length // pooled + length - 1)
+    highest = 2 * (length - 1) - ((length + pooled - 1) // pooled - 1)
+    distances = torch.arange(lowest, highest + 1, step, device=device) / 2
+    return distances, (distance - lowest) // step

@@ -1,5 +1,27 @@
 """Token mixers, one file each; importing the package registers them all."""
 
-from zoo.mixers import channel, dwconv, mbconv, window
+from zoo.mixers import (
+    aggregated,
+    channel,
+    cosine,
+    dwconv,
+    global_attention,
+    hilo,
+    mbconv,
+    neighborhood,
+    routing,
+    window,
+)
 
-__all__ = ["channel", "dwconv", "mbconv", "window"]
+__all__ = [
+    "aggregated",
+    "channel",
+    "cosine",
+    "dwconv",
+    "global_attention",
+    "hilo",
+    "mbconv",
+    "neighborhood",
+    "routing",
+    "window",
+]

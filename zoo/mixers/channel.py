@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import channel_attention
-from zoo.layers.linear import Linear, QkvLinear
+from zoo.layers.linear import Linear, HeadsLinear
 from zoo.registry import BRANCHES
 from zoo.schema import Count
 
@@ -17,7 +17,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int, *, head_dim: Count) -> None:
         super().__init__()
-        self.qkv = QkvLinear(dim, head_dim)
+        self.qkv = HeadsLinear(dim, head_dim)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Window and grid attention (DaViT, MaxViT)."""
+"""Window, grid and strided group attention (DaViT, MaxViT, CrossFormer)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from zoo.kernels import window_attention
 from zoo.kernels.partition import partition, unpartition
 from zoo.layers.conv import pad_to_multiple
-from zoo.layers.linear import Linear, QkvLinear
-from zoo.layers.position_bias import MlpBias, TableBias
+from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
 
@@ -23,10 +23,13 @@ class WindowAttention(nn.Module):
     Args:
         head_dim: channels of a head.
         size: tokens of a group, (height, width).
-        interval: "grid" spreads each group over the whole map, ceil(H / height) pixels apart; 1 is a window.
+        interval: pixels from one token of a group to the next; 1 is a window; "grid" spreads each group over the
+            whole map, ceil(H / height) pixels apart.
         pos_bias: a learned relative position bias: a table, or a network of the offset.
         pad: what stands beyond the map when `size` does not divide it. "masked" positions are never seen;
             "zeros" takes part as keys and values, the rule of DaViT's published weights.
+        shrink: on a map whose shorter side is no longer than the group, take windows of that side instead,
+            CrossFormer's rule.
     """
 
     def __init__(
@@ -35,35 +38,51 @@ class WindowAttention(nn.Module):
         *,
         head_dim: Count,
         size: Size,
-        interval: Literal[1, "grid"] = 1,
-        pos_bias: Literal["table", "mlp"] | None = None,
+        interval: Count | Literal["grid"] = 1,
+        pos_bias: Literal["table", "mlp", "dynamic"] | None = None,
         pad: Literal["masked", "zeros"] = "masked",
+        shrink: bool = False,
     ) -> None:
         super().__init__()
-        self.size, self.interval, self.pad = size, interval, pad
-        self.qkv = QkvLinear(dim, head_dim)
-        bias = {"table": TableBias, "mlp": MlpBias}.get(pos_bias)
-        self.pos_bias = None if bias is None else bias(dim // head_dim, size)
+        if shrink and pos_bias == "table":
+            raise ValueError("a table of position biases has one size: with shrink, pos_bias must be a network")
+        self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
+        self.qkv = HeadsLinear(dim, head_dim)
+        self.pos_bias = None
+        if pos_bias == "table":
+            self.pos_bias = TableBias(self.qkv.heads, size)
+        elif pos_bias == "mlp":
+            self.pos_bias = MlpBias(self.qkv.heads)
+        elif pos_bias == "dynamic":
+            self.pos_bias = DynamicBias(self.qkv.heads, dim // 16)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
-        interval = (1, 1)
-        if self.interval == "grid":
-            interval = tuple(-(-n // s) for n, s in zip((height, width), self.size, strict=True))
-        step = (self.size[0] * interval[0], self.size[1] * interval[1])
+        size, interval = self._groups(height, width)
+        step = (size[0] * interval[0], size[1] * interval[1])
         if self.pad == "zeros":
             x = pad_to_multiple(x, step)
-        bias = None if self.pos_bias is None else self.pos_bias()
+        bias = None if self.pos_bias is None else self.pos_bias(size)
         if x.shape[1] % step[0] or x.shape[2] % step[1]:
-            return self.proj(window_attention(*self.qkv(x), self.size, interval, bias).flatten(3))
-        return self._attend_groups(x, interval, bias)[:, :height, :width]
+            return self.proj(window_attention(*self.qkv(x), size, interval, bias).flatten(3))
+        return self._attend_groups(x, size, interval, bias)[:, :height, :width]
 
-    def _attend_groups(self, x: torch.Tensor, interval: tuple[int, int], bias: torch.Tensor | None) -> torch.Tensor:
+    def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size and interval of the groups on a map."""
+        if self.shrink and min(height, width) <= min(self.size):
+            return (min(height, width),) * 2, (1, 1)
+        if self.interval == "grid":
+            return self.size, (-(-height // self.size[0]), -(-width // self.size[1]))
+        return self.size, (self.interval,) * 2
+
+    def _attend_groups(
+        self, x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int], bias: torch.Tensor | None
+    ) -> torch.Tensor:
         """The same on a map that the groups cover exactly, with each group laid out as a row of a map.
 
         Regrouping the input copies it once; regrouping queries, keys and values behind the projection, three times.
         """
-        rows = partition(x, self.size, interval)
+        rows = partition(x, size, interval)
         out = window_attention(*self.qkv(rows), (1, rows.shape[2]), bias=bias)
-        return unpartition(self.proj(out.flatten(3)), self.size, interval, x.shape[1:3])
+        return unpartition(self.proj(out.flatten(3)), size, interval, x.shape[1:3])

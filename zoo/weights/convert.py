@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,20 +43,59 @@ def convert(
     Raises:
         CheckpointError: naming the first missing and unexpected keys.
     """
-    candidates = {OWN: Renaming({key: key for key in state}, (), ())}
+    candidates = {OWN: Renaming({key: (key,) for key in state}, (), ())}
     candidates |= {name: rename(state, rules) for name, rules in key_sets.items()}
-    key_set = max(candidates, key=lambda name: len(set(candidates[name].names.values()) & targets.keys()))
-    renaming = candidates[key_set]
-    new_names = list(renaming.names.values())
-    known = set(new_names)
-    missing = [key for key in targets if key not in known]
-    unexpected = [*renaming.unknown, *(old for old, new in renaming.names.items() if new not in targets)]
-    repeated = [name for name, count in Counter(new_names).items() if count > 1]
+    pieces = {name: _pieces(renaming) for name, renaming in candidates.items()}
+    key_set = max(candidates, key=lambda name: len(pieces[name].keys() & targets.keys()))
+    renaming, found = candidates[key_set], pieces[key_set]
+    missing = [key for key in targets if key not in found]
+    unexpected = [*renaming.unknown, *(p.key for name in found if name not in targets for p in found[name])]
+    repeated = [name for name, parts in found.items() if max(Counter(p.part for p in parts).values()) > 1]
     if missing or unexpected or repeated:
         raise mismatch(f"read as a checkpoint in {key_set!r} form", missing, unexpected, repeated)
     rules = {} if key_set == OWN else key_sets[key_set].transforms
-    tensors = {new: _transform(new, state[old], rules, targets[new].shape) for old, new in renaming.names.items()}
+    tensors = {
+        name: _transform(name, _assemble(name, parts, state), rules, targets[name].shape)
+        for name, parts in found.items()
+    }
     return Conversion(tensors, key_set, renaming.dropped)
+
+
+@dataclass(frozen=True, order=True)
+class _Piece:
+    """Where a part of one of our tensors comes from: a published key, and the slice of it where it is split."""
+
+    part: int
+    key: str
+    index: int
+    count: int
+
+
+def _pieces(renaming: Renaming) -> dict[str, list[_Piece]]:
+    """Our names, each with the pieces that it is made of in order."""
+    found: dict[str, list[_Piece]] = defaultdict(list)
+    for key, names in renaming.names.items():
+        for index, name in enumerate(names):
+            part = re.search(r"#(\d+)", name)
+            plain = name if part is None else name.replace(part[0], "", 1)
+            found[plain].append(_Piece(0 if part is None else int(part[1]), key, index, len(names)))
+    return {name: sorted(parts) for name, parts in found.items()}
+
+
+def _assemble(name: str, parts: Sequence[_Piece], state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    values = []
+    for piece in parts:
+        value = state[piece.key]
+        if piece.count > 1 and (value.ndim == 0 or len(value) != piece.count):
+            raise CheckpointError(f"{piece.key} is {tuple(value.shape)}, expected {piece.count} rows, one of them {name}")
+        values.append(value if piece.count == 1 else value[piece.index])
+    if len(values) == 1:
+        return values[0]
+    try:
+        return torch.cat(values)
+    except RuntimeError as error:
+        shapes = ", ".join(f"{piece.key} {tuple(state[piece.key].shape)}" for piece in parts)
+        raise CheckpointError(f"{name} cannot be joined from {shapes}") from error
 
 
 def check_tensors(

@@ -1,7 +1,10 @@
 """Key rules: published parameter names to ours, as data.
 
-In a pattern `{s}` matches an integer and a final `*` the rest of the key; in the target `{s}`, `{s+1}` or
-`{2*b+a}` computes one. The first pattern that matches a key wins; the target null drops the key.
+In a pattern `{s}` matches an integer and a final `*` the rest of the key; in the target `{s}`, `{s+1}`, `{2*b+a}`,
+`{i//3}` or `{i%3}` computes one. The first pattern that matches a key wins; the target null drops the key.
+
+A target with `#0`, `#1`, ... in it is a part of one tensor: parts are joined along the first axis in that order.
+A list of targets splits the tensor: each takes one slice along the first axis.
 """
 
 from __future__ import annotations
@@ -15,7 +18,13 @@ from dataclasses import dataclass
 from zoo.config import KeySet
 from zoo.errors import ConfigError
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
@@ -23,7 +32,7 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 class Renaming:
     """What a rule set makes of a list of keys: old to new names, keys dropped, keys that no rule knows."""
 
-    names: dict[str, str]
+    names: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
     unknown: tuple[str, ...]
 
@@ -43,7 +52,8 @@ def rename(keys: Iterable[str], rules: KeySet) -> Renaming:
         elif found[1] is None:
             dropped.append(key)
         else:
-            names[key] = _fill(found[1], found[0].groupdict())
+            targets = (found[1],) if isinstance(found[1], str) else found[1]
+            names[key] = tuple(_fill(target, found[0].groupdict()) for target in targets)
     return Renaming(names, tuple(dropped), tuple(unknown))
 
 
@@ -72,11 +82,14 @@ def _fill(target: str, found: Mapping[str, str]) -> str:
 
 
 def _compute(expression: str, numbers: Mapping[str, int], target: str) -> int:
-    """The value of sums and products of integers and matched names."""
+    """The value of sums, products and whole quotients of integers and matched names."""
 
     def value(node: ast.AST) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+            left, right = value(node.left), value(node.right)
+            if right == 0 and isinstance(node.op, ast.FloorDiv | ast.Mod):
+                raise ConfigError(f"key rule target {target!r}: {{{expression}}} divides by zero")
+            return _OPERATORS[type(node.op)](left, right)
         if isinstance(node, ast.Name) and node.id in numbers:
             return numbers[node.id]
         if isinstance(node, ast.Constant) and type(node.value) is int:

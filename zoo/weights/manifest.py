@@ -20,7 +20,7 @@ class Checkpoint:
 
     id: str
     variant: str
-    host: Literal["hub", "browser"]
+    host: Literal["hub", "direct", "browser"]
     hub: str | None
     sources: tuple[str, ...]
     paper: str

@@ -10,8 +10,9 @@ from zoo.errors import Where
 
 
 def squeeze(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:
-    """A 1x1 convolution kernel (out, in, 1, 1) as the matrix (out, in); other kernels unchanged."""
-    return value.flatten(1) if value.ndim == 4 and value.shape[2:] == (1, 1) else value
+    """Axes of length 1 dropped, such as those of a 1x1 convolution kernel (out, in, 1, 1), if `shape` is what is left."""
+    long = [n for n in value.shape if n != 1]
+    return value.reshape(shape) if long == [n for n in shape if n != 1] else value
 
 
 def split_heads_first(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:

@@ -1,0 +1,45 @@
+"""Deformable convolution: every tap of the kernel reads where an offset sends it."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.checks import as_pair
+from zoo.kernels.deform_conv import reference, vision_op
+
+
+def deform_conv(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+) -> torch.Tensor:
+    """A convolution without padding whose taps read the map at real positions, bilinearly.
+
+    Deformable ConvNets, https://arxiv.org/abs/1703.06211, equations 2 to 4. Beyond the map everything is zero.
+
+    Args:
+        x: (B, H, W, C_in), any strides.
+        offset: (B, h, w, 2 * kh * kw), added to the position of each tap: taps row-major, each (dy, dx), in positions.
+        weight: (C_out, C_in, kh, kw).
+        bias: (C_out,).
+        stride: of the taps' own positions, per axis.
+
+    Returns:
+        (B, h, w, C_out).
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    stride = as_pair(stride, "stride")
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[1]:
+        raise ValueError(f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}: expected (B, H, W, C) and (.., C, ..)")
+    sides = zip(x.shape[1:3], weight.shape[2:], stride, strict=True)
+    shape = (x.shape[0], *((n - k) // s + 1 for n, k, s in sides), 2 * weight.shape[2] * weight.shape[3])
+    if min(shape[1:3]) < 1:
+        raise ValueError(f"the map is {tuple(x.shape[1:3])}, expected at least the kernel {tuple(weight.shape[2:])}")
+    if offset.shape != shape:
+        raise ValueError(f"offset is {tuple(offset.shape)}, expected {shape}")
+    implementation = vision_op if vision_op.can_run(x) else reference
+    return implementation.deform_conv(x, offset, weight, bias, stride)

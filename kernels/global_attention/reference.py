@@ -1,0 +1,17 @@
+"""Attention over whole maps in plain PyTorch: the specification, on any device and in any dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def global_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float | None
+) -> torch.Tensor:
+    """See `api.global_attention`."""
+    height, width = q.shape[1:3]
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
+    mask = None if bias is None else bias[None].to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).unflatten(1, (height, width))

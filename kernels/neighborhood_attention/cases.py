@@ -1,0 +1,43 @@
+"""The shapes of neighborhood attention in real variants at their own image size, and awkward ones.
+
+One list for tests, benchmarks and documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: map (height, width), heads, head_dim, size of a window, dilation, whether there is a bias."""
+
+    name: str
+    shape: tuple[int, int]
+    heads: int
+    head_dim: int
+    size: tuple[int, int] = (7, 7)
+    dilation: tuple[int, int] = (1, 1)
+    bias: bool = True
+
+
+MODELS = (
+    Case("nat_tiny stage 0", (56, 56), 2, 32),
+    Case("nat_tiny stage 1", (28, 28), 4, 32),
+    Case("nat_tiny stage 2", (14, 14), 8, 32),
+    Case("nat_tiny stage 3", (7, 7), 16, 32),
+    Case("dinat_tiny stage 0", (56, 56), 2, 32, dilation=(8, 8)),
+    Case("dinat_base stage 1", (28, 28), 8, 32, dilation=(4, 4)),
+    Case("dinat_base stage 2", (14, 14), 16, 32, dilation=(2, 2)),
+    Case("dinat_large_384 stage 2", (24, 24), 24, 32, dilation=(3, 3)),
+    Case("dinat_large_384_11x11 stage 2", (24, 24), 24, 32, (11, 11), (2, 2)),
+    Case("dinat_isotropic_small", (14, 14), 12, 32, dilation=(2, 2)),
+)
+AWKWARD = (
+    Case("odd map", (9, 13), 2, 16, (3, 3)),
+    Case("exactly one window", (7, 7), 1, 8),
+    Case("length no multiple of the dilation", (11, 17), 2, 8, (3, 3), (3, 5)),
+    Case("oblong window", (8, 12), 1, 8, (3, 5), (2, 1)),
+    Case("no bias", (8, 9), 2, 24, (5, 5), bias=False),
+    Case("one key", (4, 3), 1, 8, (1, 1)),
+)

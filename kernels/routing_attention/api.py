@@ -1,0 +1,64 @@
+"""Bi-level routing attention (BiFormer): regions choose regions, tokens attend the tokens of the chosen ones."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.routing_attention import reference
+
+
+def routing_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    routes: torch.Tensor,
+    region: int | tuple[int, int],
+    scale: float | None = None,
+) -> torch.Tensor:
+    """softmax(scale * q k^T) v over the tokens of the regions that the query's region is routed to.
+
+    BiFormer, https://arxiv.org/abs/2303.08810, section 3.2. A map whose sides are no multiple of the region is
+    extended at the right and the bottom by zeros, which take part as keys and values.
+
+    Args:
+        q, k, v: (B, H, W, heads, head_dim), any strides.
+        routes: (B, regions, topk) indices of regions, row-major, as `region_routes` gives them.
+        region: (height, width) of a region in positions, or one number for both.
+        scale: factor of the logits; head_dim ** -0.5 when None.
+
+    Returns:
+        (B, H, W, heads, head_dim).
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not agree.
+    """
+    check_qkv(q, k, v)
+    region = as_pair(region, "region")
+    regions = -(-q.shape[1] // region[0]) * -(-q.shape[2] // region[1])
+    if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not 0 < routes.shape[2]:
+        raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
+    return reference.routing_attention(q, k, v, routes, region, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int], topk: int) -> torch.Tensor:
+    """The `topk` regions whose mean key is nearest to the mean query of each region, the best first.
+
+    BiFormer, equations 3 to 5. Means leave out positions beyond the map; of equal scores the first region wins, so
+    the choice is the same on every run. No gradient flows through it.
+
+    Args:
+        q, k: (B, H, W, heads, head_dim), any strides; one choice serves all heads.
+        region: (height, width) of a region in positions, or one number for both.
+        topk: regions to choose; all of them where there are fewer.
+
+    Returns:
+        (B, regions, topk) indices, row-major.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not agree, or topk is not positive.
+    """
+    check_qkv(q, k, k)
+    if topk < 1:
+        raise ValueError(f"topk is {topk}, expected at least 1")
+    return reference.region_routes(q, k, as_pair(region, "region"), topk)

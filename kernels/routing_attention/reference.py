@@ -1,0 +1,39 @@
+"""Attention to chosen regions in plain PyTorch: the specification, on any device and in any dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from zoo.kernels.partition import partition, unpartition
+
+
+def routing_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], scale: float
+) -> torch.Tensor:
+    """See `api.routing_attention`."""
+    batch, height, width = q.shape[:3]
+    bottom, right = (-n % r for n, r in zip((height, width), region, strict=True))
+    q, k, v = (partition(F.pad(t, (0, 0, 0, 0, 0, right, 0, bottom)), region, (1, 1)) for t in (q, k, v))
+    regions, topk = routes.shape[1:]
+    image = torch.arange(batch, device=q.device)[:, None]
+    k, v = (t[image, routes.flatten(1)].unflatten(1, (regions, topk)).flatten(2, 3) for t in (k, v))
+    q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * regions, heads, tokens, head_dim)
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = out.transpose(1, 2).unflatten(0, (batch, regions))
+    return unpartition(out, region, (1, 1), (height + bottom, width + right))[:, :height, :width]
+
+
+def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
+    """See `api.region_routes`."""
+    q, k = (_region_means(t.detach(), region) for t in (q, k))
+    scores = q @ k.mT
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :topk]
+
+
+def _region_means(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, heads, head_dim) to the mean over each region's positions inside the map, (B, regions, channels)."""
+    x = x.flatten(3).permute(0, 3, 1, 2)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    means = F.avg_pool2d(x.to(wide), region, ceil_mode=True, count_include_pad=False)
+    return means.flatten(2).mT

@@ -1,0 +1,95 @@
+"""Aggregated attention (TransNeXt, https://arxiv.org/abs/2311.17132, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zoo.kernels import aggregated_attention
+from zoo.layers.cosine import CosineQuery
+from zoo.layers.linear import HeadsLinear, Linear, Pointwise
+from zoo.layers.per_size import per_size
+from zoo.layers.position_bias import PooledBias
+from zoo.registry import BRANCHES
+from zoo.schema import Count, Size
+
+SIZE = 3
+
+
+@BRANCHES.register("aggregated")
+class AggregatedAttention(nn.Module):
+    """Cosine attention of every position of (B, H, W, dim) to the 3x3 around it and to a pooled map, in one softmax.
+
+    Args:
+        head_dim: channels of a head.
+        pool: the pooled map is this many times smaller on each side, rounded down.
+        fixed_pool_size: (height, width) of the pooled map whatever the map, the linear mode; None follows `pool`.
+        pretrained: (height, width) of the map in pre-training, by which distances are measured.
+        trained: (height, width) of the map in training.
+        position_bias: "extrapolation" computes the bias of the pooled keys for the map at hand, "interpolation"
+            resizes that of the map in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        head_dim: Count,
+        pool: Count,
+        pretrained: Size,
+        trained: Size,
+        fixed_pool_size: Size | None = None,
+        position_bias: Literal["extrapolation", "interpolation"] = "extrapolation",
+    ) -> None:
+        super().__init__()
+        self.pool, self.fixed_pool_size, self.trained = pool, fixed_pool_size, trained
+        self.q = HeadsLinear(dim, head_dim, parts=1)
+        self.kv = HeadsLinear(dim, head_dim, parts=2)
+        heads = self.q.heads
+        self.query = CosineQuery(heads, head_dim)
+        self.sr = Pointwise(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.cpb = PooledBias(heads, pretrained, trained if position_bias == "interpolation" else None)
+        self.local_bias = nn.Parameter(torch.empty(heads, SIZE**2))
+        self.tokens = nn.Parameter(torch.empty(heads, head_dim, SIZE**2))
+        self.token_bias = nn.Parameter(torch.zeros(heads, SIZE**2))
+        nn.init.trunc_normal_(self.local_bias, std=0.0004)
+        nn.init.trunc_normal_(self.tokens, std=0.02)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = tuple(x.shape[1:3])
+        pooled = self._pooled(shape)
+        (q,), (k, v) = self.q(x), self.kv(x)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        extra = torch.einsum("bhwnd,ndl->bhwnl", q, self.tokens) + self.token_bias
+        q = self.query(q, neighbor_counts(*shape, device=x.device) + pooled[0] * pooled[1])
+        pooled_k, pooled_v = self.kv(self._summary(x, pooled))
+        pooled_k = F.normalize(pooled_k, dim=-1)
+        bias = self.cpb(shape, pooled, self._pooled(self.trained))
+        tensors = (q, k, v, pooled_k, pooled_v, self.local_bias, bias, extra)
+        return self.proj(aggregated_attention(*(t.to(v.dtype) for t in tensors), size=SIZE).flatten(3))
+
+    def _pooled(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the pooled map of a map of `shape`."""
+        if self.fixed_pool_size is not None:
+            return tuple(min(n, most) for n, most in zip(shape, self.fixed_pool_size, strict=True))
+        return tuple(max(1, n // self.pool) for n in shape)
+
+    def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
+        """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""
+        x = F.gelu(self.sr(x)).permute(0, 3, 1, 2)
+        return self.norm(F.adaptive_avg_pool2d(x, pooled).permute(0, 2, 3, 1).contiguous())
+
+
+@per_size
+def neighbor_counts(height: int, width: int, *, device: torch.device) -> torch.Tensor:
+    """How many positions of the 3x3 around each position lie inside the map, (height, width), float32."""
+    rows, columns = (
+        sum(((p + d >= 0) & (p + d < n)).float() for d in range(-(SIZE // 2), SIZE // 2 + 1))
+        for n, p in ((n, torch.arange(n, device=device)) for n in (height, width))
+    )
+    return rows[:, None] * columns

@@ -1,0 +1,53 @@
+"""Cosine attention between all positions: the last stage of TransNeXt (https://arxiv.org/abs/2311.17132)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zoo.kernels import global_attention
+from zoo.layers.cosine import CosineQuery
+from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers.position_bias import PooledBias
+from zoo.registry import BRANCHES
+from zoo.schema import Count, Size
+
+
+@BRANCHES.register("cosine")
+class CosineAttention(nn.Module):
+    """Multi-head attention by the angle of queries and keys, over all positions of (B, H, W, dim).
+
+    Args:
+        head_dim: channels of a head.
+        pretrained: (height, width) of the map in pre-training, by which distances are measured.
+        trained: (height, width) of the map in training.
+        position_bias: "extrapolation" computes the position bias for the map at hand, "interpolation" resizes that
+            of the map in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        head_dim: Count,
+        pretrained: Size,
+        trained: Size,
+        position_bias: Literal["extrapolation", "interpolation"] = "extrapolation",
+    ) -> None:
+        super().__init__()
+        self.trained = trained
+        self.qkv = HeadsLinear(dim, head_dim)
+        self.query = CosineQuery(self.qkv.heads, head_dim)
+        self.cpb = PooledBias(self.qkv.heads, pretrained, trained if position_bias == "interpolation" else None)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = tuple(x.shape[1:3])
+        q, k, v = self.qkv(x)
+        q = self.query(F.normalize(q, dim=-1), shape[0] * shape[1])
+        k = F.normalize(k, dim=-1)
+        bias = self.cpb(shape, shape, self.trained)
+        return self.proj(global_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=1.0).flatten(3))

@@ -1,0 +1,59 @@
+"""HiLo attention (LITv2, https://arxiv.org/abs/2205.13213, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zoo.kernels import global_attention, window_attention
+from zoo.layers.conv import pad_to_multiple
+from zoo.layers.linear import HeadsLinear, Linear
+from zoo.registry import BRANCHES
+from zoo.schema import Count, Range, Size
+
+
+@BRANCHES.register("hilo")
+class HiLoAttention(nn.Module):
+    """Some heads attend inside windows of (B, H, W, dim), the others from every position to averaged windows.
+
+    A map that `size` does not divide is extended by zeros at the right and the bottom, which take part as keys and
+    values. The output holds the window heads first; each part has its own projection.
+
+    Args:
+        head_dim: channels of a head.
+        alpha: share of the heads for low frequencies, those that attend averages; rounded down.
+        size: of a window, (height, width).
+    """
+
+    def __init__(
+        self, dim: int, *, head_dim: Count, alpha: Annotated[float, Range(0.0, 1.0)], size: Size = (2, 2)
+    ) -> None:
+        super().__init__()
+        low = int(dim // head_dim * alpha)
+        high = dim // head_dim - low
+        self.size = size
+        self.hi_qkv = self.hi_proj = self.lo_q = self.lo_kv = self.lo_proj = None
+        if high > 0:
+            self.hi_qkv = HeadsLinear(dim, head_dim, heads=high)
+            self.hi_proj = Linear(high * head_dim, high * head_dim)
+        if low > 0:
+            self.lo_q = HeadsLinear(dim, head_dim, parts=1, heads=low)
+            self.lo_kv = HeadsLinear(dim, head_dim, parts=2, heads=low)
+            self.lo_proj = Linear(low * head_dim, low * head_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, self.size)
+        parts = []
+        if self.hi_qkv is not None:
+            parts.append(self.hi_proj(window_attention(*self.hi_qkv(x), self.size).flatten(3)))
+        if self.lo_q is not None:
+            parts.append(self.lo_proj(self._attend_averages(x).flatten(3)))
+        return torch.cat(parts, dim=-1)[:, :height, :width]
+
+    def _attend_averages(self, x: torch.Tensor) -> torch.Tensor:
+        averages = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size).permute(0, 2, 3, 1)
+        return global_attention(*self.lo_q(x), *self.lo_kv(averages))
