@@ -12,6 +12,7 @@ from zoo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from zoo.models import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
+    from zoo.param_groups import parameter_groups
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,10 +23,12 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "model_info",
+    "parameter_groups",
 ]
+_ROOMS = dict.fromkeys(__all__, "zoo.models") | {"parameter_groups": "zoo.param_groups"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module("zoo.models"), name)
+    return getattr(importlib.import_module(_ROOMS[name]), name)

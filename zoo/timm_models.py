@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,9 +54,10 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     config = load_config(name, kwargs)
     if kwargs or name not in shipped():
         _check_memory(config)
-    cfg = default_cfg(config, None)
+    cfg = default_cfg(config, None) | {"pool_size": _last_map(config)}
     if name in shipped():
-        overlay = {"input_size": cfg["input_size"], "pool_size": cfg["pool_size"]} if "img_size" in kwargs else {}
+        given = ("input_size", "pool_size") if "img_size" in kwargs else ("pool_size",)
+        overlay = {key: cfg[key] for key in given}
         timm_settings["pretrained_cfg_overlay"] = overlay | (timm_settings.get("pretrained_cfg_overlay") or {})
     else:
         timm_settings.setdefault("pretrained_cfg", cfg)
@@ -78,11 +80,18 @@ def _check_memory(config: ModelConfig) -> None:
         raise ConfigError(f"{config.where}: {numbers:.2g} parameters, expected at most {_MOST_PARAMETERS:.2g}")
 
 
+def _last_map(config: ModelConfig) -> tuple[int, ...]:
+    """(height, width) of the last map at the variant's own image size; only a stage's first block can reduce it."""
+    stages = tuple(replace(stage, blocks=stage.blocks[:1]) for stage in config.stages)
+    with torch.device("meta"):
+        reduction = Backbone(replace(config, stages=stages)).feature_info[-1]["reduction"]
+    return tuple(-(-n // reduction) for n in config.img_size)
+
+
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """timm's description of a model and its weights."""
     cfg = {
         "input_size": (3, *config.img_size),
-        "pool_size": tuple(-(-n // 32) for n in config.img_size),
         "first_conv": first_convolutions(config),
         "classifier": CLASSIFIER,
     }
@@ -90,6 +99,7 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
         return cfg
     return cfg | {
         "hf_hub_id": checkpoint.hub,
+        "hf_hub_filename": checkpoint.hub_file,
         "num_classes": checkpoint.num_classes,
         "mean": checkpoint.mean,
         "std": checkpoint.std,

@@ -46,6 +46,13 @@ class Checkpoint:
         return self.id.partition(".")[2]
 
     @property
+    def hub_file(self) -> str | None:
+        """The file in the Hub repository, where it is not one of the names that timm looks for."""
+        prefix = f"https://huggingface.co/{self.hub}/resolve/main/"
+        files = [source.removeprefix(prefix).partition("?")[0] for source in self.sources if source.startswith(prefix)]
+        return files[0] if files else None
+
+    @property
     def input_transform(self) -> dict[str, Any]:
         """How an image must be prepared."""
         return {name: getattr(self, name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
