@@ -8,7 +8,20 @@ import torch
 import zoo
 
 VARIANTS = zoo.list_models()
-SMALLEST = {"davit": "davit_tiny", "maxvit": "maxvit_rmlp_pico_rw_256"}
+PUBLISHED = [name for name in VARIANTS if not name.startswith("hybrid_")]
+SMALLEST = {
+    "biformer": "biformer_tiny",
+    "crossformer": "crossformer_tiny",
+    "davit": "davit_tiny",
+    "dinat": "dinat_mini",
+    "dinat_s": "dinat_s_tiny",
+    "hybrid": "hybrid_neighborhood_routing_global",
+    "litv2": "litv2_s",
+    "maxvit": "maxvit_rmlp_pico_rw_256",
+    "nat": "nat_mini",
+    "nat_isotropic": "nat_isotropic_small",
+    "transnext": "transnext_micro",
+}
 """A quick variant of every family; `test_house.py` holds that no family is missing."""
 
 

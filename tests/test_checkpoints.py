@@ -219,9 +219,33 @@ def test_key_rules() -> None:
         {"a.{i}.index": None, "a.{i}.b{j}.*": "stages.{2*i+j}.x.*", "c.{k}": "d.{k-1}"},
     )
     renaming = rename(["a.3.b1.w.bias", "a.0.index", "c.4", "zzz"], rules)
-    assert renaming.names == {"a.3.b1.w.bias": "stages.7.x.w.bias", "c.4": "d.3"}
+    assert renaming.names == {"a.3.b1.w.bias": ("stages.7.x.w.bias",), "c.4": ("d.3",)}
     assert renaming.dropped == ("a.0.index",)
     assert renaming.unknown == ("zzz",)
+
+
+def test_key_rules_join_and_split() -> None:
+    state = {f"{part}.weight": torch.full((2, 3), float(i)) for i, part in enumerate("kqv")}
+    state |= {"gammas": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "layers.7.w": torch.ones(1)}
+    rules = KeySet(
+        {
+            "q.*": "qkv#0.*",
+            "k.*": "qkv#1.*",
+            "v.*": "qkv#2.*",
+            "gammas": ("a.gamma", "b.gamma"),
+            "layers.{i}.w": "stages.{i//3}.blocks.{i%3}.w",
+        }
+    )
+    targets = {"qkv.weight": torch.zeros(6, 3), "a.gamma": torch.zeros(2), "b.gamma": torch.zeros(2)}
+    targets["stages.2.blocks.1.w"] = torch.zeros(1)
+    tensors = convert(state, {"form": rules}, targets).tensors
+    assert tensors["qkv.weight"][:, 0].tolist() == [1, 1, 0, 0, 2, 2]
+    assert tensors["b.gamma"].tolist() == [3, 4]
+    for change, words in (({"gammas": torch.ones(3, 2)}, "2 rows"), ({"k.weight": torch.ones(2, 4)}, "joined")):
+        with pytest.raises(zoo.CheckpointError, match=words):
+            convert(state | change, {"form": rules}, targets)
+    with pytest.raises(zoo.ConfigError, match="divides by zero"):
+        rename(["a.1"], KeySet({"a.{i}": "b.{i//0}"}))
 
 
 def test_unknown_transforms_are_named() -> None:

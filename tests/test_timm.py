@@ -29,14 +29,18 @@ def test_every_variant_is_registered() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_default_cfg_names_layers_that_exist(name: str) -> None:
+def test_default_cfg_describes_the_model(name: str) -> None:
     cfg = get_pretrained_cfg(f"zoo_{name}")
     with torch.device("meta"):
-        names = set(timm.create_model(f"zoo_{name}").state_dict())
-    assert {f"{cfg.first_conv}.weight", f"{cfg.classifier}.weight"} <= names
+        model = timm.create_model(f"zoo_{name}")
+    first = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv
+    assert {f"{layer}.weight" for layer in (*first, cfg.classifier)} <= set(model.state_dict())
     assert cfg.input_size[0] == 3
-    assert cfg.pool_size == tuple(n // 32 for n in cfg.input_size[1:])
-    assert cfg.hf_hub_id.startswith("timm/")
+    reduction = model.feature_info[-1]["reduction"]
+    assert model.default_cfg["pool_size"] == tuple(n // reduction for n in cfg.input_size[1:])
+    entry = next((entry for entry in checkpoints() if entry.variant == name), None)
+    assert cfg.hf_hub_id == (entry and entry.hub)
+    assert cfg.hf_hub_filename is None or cfg.hf_hub_filename.endswith(".pth")
 
 
 def test_forward_and_heads(small: str) -> None:
@@ -46,13 +50,14 @@ def test_forward_and_heads(small: str) -> None:
         assert logits.shape == (1, 42)
         assert torch.equal(model.forward_head(features), logits)
         pooled = model.forward_head(features, pre_logits=True)
-        assert features.shape == (1, model.num_features, 3, 4)
+        reduction = model.feature_info[-1]["reduction"]
+        assert features.shape == (1, model.num_features, 96 // reduction, 128 // reduction)
         assert pooled.shape == (1, model.head_hidden_size)
         assert model.get_classifier() is model.head.fc
         model.reset_classifier(0)
         assert torch.equal(model(IMAGE), pooled)
         model.reset_classifier(0, "")
-        assert model(IMAGE).shape == (1, model.head_hidden_size, 3, 4)
+        assert model(IMAGE).shape == features.shape
         model.reset_classifier(7, "avg")
         assert (model(IMAGE).shape, model.num_classes) == ((1, 7), 7)
     with pytest.raises(ValueError, match="global_pool"):
@@ -70,7 +75,7 @@ def test_a_new_classifier_follows_the_model(small: str) -> None:
 
 def test_without_pool_and_classifier(small: str) -> None:
     assert timm.create_model(f"zoo_{small}", num_classes=0)(IMAGE).ndim == 2
-    assert timm.create_model(f"zoo_{small}", num_classes=0, global_pool="")(IMAGE).shape[2:] == (3, 4)
+    assert timm.create_model(f"zoo_{small}", num_classes=0, global_pool="")(IMAGE).ndim == 4
 
 
 def test_other_channels(small: str) -> None:
@@ -85,9 +90,10 @@ def test_features_only(small: str, indices: tuple[int, ...] | None) -> None:
     model = timm.create_model(f"zoo_{small}", features_only=True, **chosen).eval()
     maps = model(IMAGE)
     levels = [i % 4 for i in indices or range(4)]
-    assert model.feature_info.reduction() == [4 * 2**i for i in levels]
+    isotropic = small.startswith("nat_isotropic")
+    assert model.feature_info.reduction() == [16 if isotropic else 4 * 2**i for i in levels]
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
-    assert [tuple(m.shape[2:]) for m in maps] == [(24 >> i, 32 >> i) for i in levels]
+    assert [tuple(m.shape[2:]) for m in maps] == [(96 // r, 128 // r) for r in model.feature_info.reduction()]
     assert sum(1 for _ in model.parameters()) <= sum(1 for _ in timm.create_model(f"zoo_{small}").parameters())
 
 

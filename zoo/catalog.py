@@ -108,9 +108,16 @@ def _locate(name: str) -> tuple[Path, str | None]:
 
 
 def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
-    """The tree of a variant: the base of its file with every variant it extends laid over it in turn."""
+    """The tree of a variant: the base of its file with every variant it extends laid over it in turn.
+
+    A file may itself extend a shipped variant.
+    """
     where = Where(str(path))
     tree = dict(_read_shipped(path) if path.parent == CONFIG_DIR else read_yaml(path))
+    if (base := check(tree.pop("extends", None), str | None, where / "extends")) is not None:
+        if base not in shipped():
+            raise (where / "extends").unknown(base, shipped(), "model")
+        tree = override(_resolve(shipped()[base], base)[0], tree, where)
     variants = check_mapping(tree.pop("variants", {}), where / "variants")
     if variant is None:
         if len(variants) > 1:

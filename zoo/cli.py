@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from zoo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from zoo.weights.manifest import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML.")
 console = Console()
@@ -42,19 +45,17 @@ def list_(
             entries = sorted(checkpoints_of(name), key=lambda entry: entry.hub is None)
             if family not in (None, family_of(name)) or (pretrained and not any(e.hub for e in entries)):
                 continue
-            first = entries[0]
-            top1 = first.top1 or first.top1_timm
-            licences = dict.fromkeys([first.licence_code, first.licence_weights or "not stated"])
-            numbers = (
-                f"{first.params_m:.1f}",
-                f"{first.gmacs:.1f}",
-                str(first.img_size),
-                f"{top1:.1f}" if top1 else "-",
-            )
-            table.add_row(name, *numbers, ", ".join(licences), "hub" if first.hub else "by hand")
+            table.add_row(name, *(_published(entries[0]) if entries else ("-",) * 6))
         if not table.row_count:
             raise ConfigError(f"no model matches {pattern!r}; `zoo list` shows all {len(shipped())}")
     console.print(table)
+
+
+def _published(entry: Checkpoint) -> tuple[str, ...]:
+    top1 = entry.top1 or entry.top1_timm
+    licences = dict.fromkeys([entry.licence_code, entry.licence_weights or "not stated"])
+    numbers = f"{entry.params_m:.1f}", f"{entry.gmacs:.1f}", str(entry.img_size), f"{top1:.1f}" if top1 else "-"
+    return (*numbers, ", ".join(licences), "hub" if entry.hub else "by hand")
 
 
 @app.command()

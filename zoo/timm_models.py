@@ -92,7 +92,7 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
     """timm's description of a model and its weights."""
     cfg = {
         "input_size": (3, *config.img_size),
-        "first_conv": first_convolutions(config),
+        "first_conv": first if len(first := first_convolutions(config)) > 1 else first[0],
         "classifier": CLASSIFIER,
     }
     if checkpoint is None:
