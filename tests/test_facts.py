@@ -185,7 +185,7 @@ class Trace(TorchFunctionMode):
                 return x.new_empty(1, 49, given["topk"], dtype=torch.long)
             more = {key: given[key] for key in ("size", "dilation") if name == "neighborhood_attention"}
             more |= {"tokens": given["size"][0] * given["size"][1]} if name == "window_attention" else {}
-            more |= {"bias": tuple(given["bias"].shape)[0]} if given.get("bias") is not None else {}
+            more |= {"bias": "added"} if given.get("bias") is not None else {}
             self.words.append(attend(name.removesuffix("_attention"), *x.shape[3:], given.get("scale", 1.0), **more))
             return torch.empty_like(x)
 
@@ -243,10 +243,10 @@ def mlp(norm: str, dim: int, hidden: int) -> list[str]:
 def nat_block(facts: Facts, s: int, b: int) -> list[str]:
     dim, heads = facts.dims[s], facts.heads[s]
     side, dilations, _ = facts.more
-    attention = attend("global", heads, 32, bias=heads)
+    attention = attend("global", heads, 32, bias="added")
     if dilations is not None:
         dilation = dilations[s][b % 2]
-        attention = attend("neighborhood", heads, 32, size=(side,) * 2, dilation=(dilation,) * 2, bias=heads)
+        attention = attend("neighborhood", heads, 32, size=(side,) * 2, dilation=(dilation,) * 2, bias="added")
     return [LN5, linear(dim, 3 * dim), attention, linear(dim, dim), *mlp(LN5, dim, facts.hidden[s])]
 
 
@@ -264,7 +264,7 @@ def crossformer_block(facts: Facts, s: int, b: int) -> list[str]:
     dim, heads = facts.dims[s], facts.heads[s]
     side, _, cool = (value[s] for value in facts.more)
     hidden = dim // 16
-    words = [LN5, linear(dim, 3 * dim), attend("window", heads, 32, tokens=side**2, bias=heads), linear(dim, dim)]
+    words = [LN5, linear(dim, 3 * dim), attend("window", heads, 32, tokens=side**2, bias="added"), linear(dim, dim)]
     words += [linear(2, hidden), *[LN5, "relu", linear(hidden, hidden)] * 2, LN5, "relu", linear(hidden, heads)]
     return words + mlp(LN5, dim, facts.hidden[s]) + [depthwise(3, dim), LN5] * (b in cool)
 
@@ -289,7 +289,7 @@ def transnext_block(facts: Facts, s: int, b: int) -> list[str]:
     words = [LN6, linear(2, 512), "relu", linear(512, heads), linear(dim, dim)]
     words += [LN6, linear(dim, 2 * hidden), depthwise(3, hidden), "gelu", linear(hidden, dim)]
     if pool is None:
-        return [*words, linear(dim, 3 * dim), attend("global", heads, 24, 1.0, bias=heads)]
+        return [*words, linear(dim, 3 * dim), attend("global", heads, 24, 1.0, bias="added")]
     pooled = [linear(dim, dim), "gelu", f"pool to {(side // pool,) * 2}", LN5, linear(dim, 2 * dim)]
     return [*words, linear(dim, dim), linear(dim, 2 * dim), *pooled, attend("aggregated", heads, 24, 1.0)]
 
@@ -373,3 +373,4 @@ def test_transnext_sizes_in_training(name: str) -> None:
             assert mixer.cpb.pretrained == (pretrained // 2 ** (s + 2),) * 2
             assert mixer.cpb.trained is None
             assert getattr(mixer, "fixed_pool_size", None) is None
+            assert not hasattr(mixer, "norm") or mixer.norm.eps == 1e-5  # of the pooled branch

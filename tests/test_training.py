@@ -1,74 +1,78 @@
-"""Training-mode facts of each family: initialisation, stochastic depth, weight decay, dropout, gradients."""
+"""Training-mode facts of each family: stochastic depth, weight decay, learning rates, dropout, batch norm, gradients.
+
+How weights are drawn is in `test_initialisation.py`.
+"""
 
 from __future__ import annotations
 
-import math
+import fnmatch
+import re
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 import zoo
 from tests import golden
-from tests.conftest import SMALLEST
+from tests.conftest import PUBLISHED, SMALLEST
+from zoo.backbone import Backbone
+from zoo.catalog import family_of, load_config
 from zoo.layers.drop_path import DropPath
-from zoo.layers.linear import Pointwise
 from zoo.layers.norm import BatchNorm
 from zoo.layers.position_bias import MlpBias
 
-
-@pytest.fixture(scope="module", params=["davit_tiny", "maxvit_nano_rw_256", "maxvit_tiny_tf_224"])
-def drawn(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(0)
-    return zoo.create_model(request.param)
-
-
-def assert_std(weight: torch.Tensor, std: float) -> None:
-    assert weight.std().item() == pytest.approx(std, rel=8 / math.sqrt(weight.numel()))
-    assert abs(weight.mean().item()) < 5 * std / math.sqrt(weight.numel())
-
-
-def test_initialisation(drawn: nn.Module) -> None:
-    """DaViT: linear layers normal of std 0.02. MaxViT: Xavier, convolutions normal by fan-out (timm's vit_eff)."""
-    davit = drawn.config.family == "davit"
-    for name, module in drawn.named_modules():
-        if isinstance(module, nn.LayerNorm | BatchNorm):
-            assert (module.weight == 1).all()
-            assert (module.bias == 0).all()
-        elif not isinstance(module, nn.Linear | nn.Conv2d):
-            continue
-        elif davit and isinstance(module, nn.Linear):
-            assert_std(module.weight, 0.02)
-            assert (module.bias == 0).all()
-        elif davit or name.startswith("head."):  # PyTorch's own: uniform within 1 / sqrt(fan_in)
-            assert module.weight.abs().max() <= 1 / math.sqrt(module.weight[0].numel())
-            assert_std(module.weight, 1 / math.sqrt(3 * module.weight[0].numel()))
-        elif isinstance(module, nn.Conv2d | Pointwise):
-            fan_out = module.weight.shape[0] * module.weight[0, 0].numel() // getattr(module, "groups", 1)
-            assert_std(module.weight, math.sqrt(2 / fan_out))
-            assert module.bias is None or (module.bias == 0).all()
-        else:
-            assert_std(module.weight, math.sqrt(2 / sum(module.weight.shape)))
-            in_mlp = name.endswith(("fc1", "fc2"))
-            assert module.bias.abs().max() < (1e-5 if in_mlp else 1e-12)
-            assert (module.bias.abs().max() > 0) == in_mlp
+RATES = {  # of stochastic depth, and who trained with it
+    0.0: "maxvit_*",
+    0.1: "davit_tiny davit_small davit_base nat_isotropic_small dinat_isotropic_small vitrpb_small biformer_tiny "
+    "biformer_base biformer_stl biformer_stl_nchw crossformer_tiny",
+    0.15: "biformer_small transnext_micro transnext_micro_AAAA_256",
+    0.2: "nat_mini nat_tiny dinat_mini dinat_tiny dinat_s_tiny crossformer_small crossformer_pp_small litv2_s "
+    "litv2_s_alpha0_0 litv2_s_alpha0_2 litv2_s_alpha0_4 litv2_s_alpha0_5 litv2_s_alpha0_7 litv2_s_alpha0_9 "
+    "litv2_s_alpha1_0",
+    0.25: "transnext_tiny",
+    0.3: "nat_small dinat_small dinat_s_small crossformer_base crossformer_pp_base litv2_m",
+    0.35: "dinat_large dinat_large_384 dinat_large_384_11x11 dinat_s_large dinat_s_large_384",
+    0.4: "nat_isotropic_base dinat_isotropic_base vitrpb_base",
+    0.45: "transnext_small",
+    0.5: "nat_base dinat_base dinat_s_base crossformer_large crossformer_pp_large crossformer_pp_huge litv2_b "
+    "litv2_b_384",
+    0.6: "transnext_base",
+    0.7: "transnext_small_384",
+    0.8: "transnext_base_384",
+}
+NEVER_DROPPED = {"cpe", "cpe1", "cpe2", "cool"}
+UNDECAYED = {  # patterns of the names that a family's recipe keeps from weight decay, besides vectors
+    **dict.fromkeys(["nat", "dinat", "dinat_s", "nat_isotropic"], r"\.attn\.fn\.pos_bias\.table$"),
+    "maxvit": r"\.pos_bias\.",
+    "transnext": r"\.fn\.(query\.embedding|query\.temperature|local_bias|cpb\.fc[12]\.(weight|bias))$",
+    **dict.fromkeys(["davit", "biformer", "crossformer", "litv2"], None),
+}
 
 
-def test_position_tables_start_small() -> None:
-    model = zoo.create_model("maxvit_tiny_tf_224")
-    assert_std(model.stages[3].blocks[0].wattn.fn.pos_bias.table, 0.02)
+def empty(name: str, **options: float) -> Backbone:
+    """The variant without weights."""
+    with torch.device("meta"):
+        return Backbone(load_config(name), **options)
 
 
-@pytest.mark.parametrize(("name", "default"), [("davit_tiny", 0.1), ("maxvit_tiny_tf_224", 0.0)])
-def test_stochastic_depth_rises_linearly_over_all_blocks(name: str, default: float) -> None:
-    for rate in (None, 0.3):
-        model = zoo.create_model(name, drop_path_rate=rate)
-        blocks = [block for stage in model.stages for block in stage.blocks]
-        for i, block in enumerate(blocks):
-            expected = (default if rate is None else rate) * i / (len(blocks) - 1)
-            rates = {branch: getattr(block, branch).drop_path.rate for branch, _ in block.named_children()}
-            never = {"cpe1", "cpe2"}
-            assert all(r == pytest.approx(0 if b in never else expected) for b, r in rates.items())
+def assert_rises_linearly(model: Backbone, last: float) -> None:
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    for i, block in enumerate(blocks):
+        rates = {name: branch.drop_path.rate for name, branch in block.named_children()}
+        expected = last * i / (len(blocks) - 1)
+        assert rates == {name: pytest.approx(0 if name in NEVER_DROPPED else expected) for name in rates}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_stochastic_depth_is_the_published_one(name: str) -> None:
+    (rate,) = (rate for rate, names in RATES.items() if any(fnmatch.fnmatchcase(name, n) for n in names.split()))
+    assert_rises_linearly(empty(name), rate)
+
+
+def test_stochastic_depth_rises_linearly_over_all_blocks(small: str) -> None:
+    assert_rises_linearly(empty(small, drop_path_rate=0.3), 0.3)
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
@@ -79,41 +83,85 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     assert torch.equal(layer.eval()(out), out)
 
 
-def test_no_weight_decay_names() -> None:
-    assert zoo.create_model("davit_tiny").no_weight_decay() == set()
-    for name in ("maxvit_tiny_tf_224", "maxvit_rmlp_pico_rw_256"):
-        model = zoo.create_model(name)
-        bias = {n for n, _ in model.named_parameters() if ".pos_bias." in n}
-        assert model.no_weight_decay() == bias
-        assert bias
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_weight_decay_names(name: str) -> None:
+    pattern = UNDECAYED[family_of(name)]
+    model = empty(name)
+    expected = {n for n, _ in model.named_parameters() if pattern and re.search(pattern, n)}
+    assert model.no_weight_decay() == expected
+    assert bool(expected) == (pattern is not None)
 
 
-def test_layer_scale_is_where_it_was_published() -> None:
-    for name in zoo.list_models("maxvit_rmlp*"):
-        model = zoo.create_model(name)
-        gammas = [p for n, p in model.named_parameters() if n.endswith("gamma")]
-        blocks = sum(len(stage.blocks) for stage in model.stages)
-        assert len(gammas) == (4 * blocks if name == "maxvit_rmlp_small_rw_224" else 0)
-        assert all((gamma == 1e-6).all() for gamma in gammas)
+@pytest.mark.parametrize("layer_decay", [None, 0.7])
+def test_parameter_groups(small: str, layer_decay: float | None) -> None:
+    model = empty(small)
+    groups = zoo.parameter_groups(model, 0.05, layer_decay)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.AdamW(groups, lr=1e-3).step()
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(map(id, model.parameters()))
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim <= 1 or name.endswith(".bias") or name in model.no_weight_decay()
+        assert decay[id(parameter)] == (0 if spared else 0.05), name
+
+
+def learning_rates(model: Backbone, groups: list[dict], key: str = "lr_scale") -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: group[key] for group in groups for parameter in group["params"]}
+
+
+def test_litv2_slows_the_offset_weights_down() -> None:
+    """By 0.01, as published, and not the biases of those convolutions."""
+    model = empty("litv2_s")
+    offsets = {f"stages.{s}.embed.offset.weight" for s in (1, 2, 3)}
+    scales = learning_rates(model, zoo.parameter_groups(model))
+    assert scales == {name: 0.01 if name in offsets else 1.0 for name in scales}
+    layers = learning_rates(model, param_groups_layer_decay(model, layer_decay=0.7))
+    both = learning_rates(model, zoo.parameter_groups(model, layer_decay=0.7))
+    assert both == {name: pytest.approx(layers[name] * scales[name]) for name in layers}
+    assert len(set(layers.values())) > 10
+    optimiser = torch.optim.AdamW(zoo.parameter_groups(model), lr=1.0)
+    CosineLRScheduler(optimiser, t_initial=10).step(5)
+    rates = learning_rates(model, optimiser.param_groups, "lr")
+    assert rates == {name: pytest.approx(0.5 * scales[name]) for name in scales}
+
+
+@pytest.mark.parametrize("family", sorted(set(SMALLEST) - {"litv2"}))
+def test_no_other_family_has_learning_rates_of_its_own(family: str) -> None:
+    model = empty(SMALLEST[family])
+    assert set(learning_rates(model, zoo.parameter_groups(model)).values()) == {1.0}
 
 
 def test_dropout_places() -> None:
-    bias = MlpBias(2, (4, 4))
-    assert torch.equal(bias.eval()(), bias())
-    assert not torch.equal(bias.train()(), bias())
+    bias = MlpBias(2)
+    assert torch.equal(bias.eval()((4, 4)), bias((4, 4)))
+    assert not torch.equal(bias.train()((4, 4)), bias((4, 4)))
     model = zoo.create_model("davit_tiny", drop_rate=0.5).train()
     assert model.head.drop.p == 0.5
     features = torch.randn(1, 768, 4, 4)
     assert not torch.equal(model.forward_head(features), model.forward_head(features))
 
 
-def test_batch_norm_momentum_and_statistics() -> None:
-    model = zoo.create_model(SMALLEST["maxvit"]).train()
-    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
-    assert {m.momentum for m in norms} == {0.1}
-    before = norms[0].running_mean.clone()
+@pytest.mark.parametrize("family", ["biformer", "litv2", "maxvit"])
+def test_batch_norm_statistics_move_as_torchs(family: str) -> None:
+    model = zoo.create_model(SMALLEST[family], num_classes=2).train()
+    norms = {ours: nn.BatchNorm2d(ours.num_features) for ours in model.modules() if isinstance(ours, BatchNorm)}
+    assert len(norms) >= 3
+
+    def follow(ours: nn.Module, args: tuple[torch.Tensor]) -> None:
+        norms[ours](args[0].permute(0, 3, 1, 2))
+
+    for ours, theirs in norms.items():
+        assert (ours.eps, ours.momentum) == (1e-5, 0.1) == (theirs.eps, theirs.momentum)
+        ours.register_forward_pre_hook(follow)
     model(golden.images(2, 64, 64))
-    assert not torch.equal(norms[0].running_mean, before)
+    for ours, theirs in norms.items():
+        for key, statistic in theirs.named_buffers():
+            torch.testing.assert_close(ours.get_buffer(key), statistic)
+        assert ours.num_batches_tracked == 1
+        assert (ours.running_var != 1).all()
 
 
 def test_batch_norm_in_both_modes_is_torchs() -> None:
@@ -122,15 +170,18 @@ def test_batch_norm_in_both_modes_is_torchs() -> None:
     for mode in (True, False):
         out, expected = ours.train(mode)(x), theirs.train(mode)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_backward_gives_every_parameter_a_finite_gradient(small: str, mode: str) -> None:
-    model = getattr(zoo.create_model(small, num_classes=5), mode)()
+    """And none but a vector's is zero: some biases cancel, as those before a batch norm."""
+    model = getattr(zoo.create_model(small, num_classes=5, drop_path_rate=0.0), mode)()
     model(golden.images(2, 97, 131)).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.ndim == 1 or parameter.grad.any(), name
 
 
 def test_a_few_steps_reduce_the_loss(small: str) -> None:

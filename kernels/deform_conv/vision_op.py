@@ -23,6 +23,7 @@ def deform_conv(
 ) -> torch.Tensor:
     """See `api.deform_conv`."""
     x, offset = (t.permute(0, 3, 1, 2).contiguous() for t in (x, offset))
+    offset, weight, bias = (None if t is None else t.to(x.dtype) for t in (offset, weight, bias))  # under autocast
     return deform_conv2d(x, offset, weight, bias, stride).permute(0, 2, 3, 1).contiguous()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from zoo.kernels.partition import partition, unpartition
+from zoo.kernels.sizes import pad_map, steps
 
 
 def routing_attention(
@@ -13,15 +14,16 @@ def routing_attention(
 ) -> torch.Tensor:
     """See `api.routing_attention`."""
     batch, height, width = q.shape[:3]
-    bottom, right = (-n % r for n, r in zip((height, width), region, strict=True))
-    q, k, v = (partition(F.pad(t, (0, 0, 0, 0, 0, right, 0, bottom)), region, (1, 1)) for t in (q, k, v))
+    q, k, v = (_fill_regions(t, region) for t in (q, k, v))
+    filled = tuple(q.shape[1:3])
+    q, k, v = (partition(t, region, (1, 1)) for t in (q, k, v))
     regions, topk = routes.shape[1:]
     image = torch.arange(batch, device=q.device)[:, None]
     k, v = (t[image, routes.flatten(1)].unflatten(1, (regions, topk)).flatten(2, 3) for t in (k, v))
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * regions, heads, tokens, head_dim)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     out = out.transpose(1, 2).unflatten(0, (batch, regions))
-    return unpartition(out, region, (1, 1), (height + bottom, width + right))[:, :height, :width]
+    return unpartition(out, region, (1, 1), filled)[:, :height, :width]
 
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
@@ -33,7 +35,15 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], top
 
 def _region_means(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, heads, head_dim) to the mean over each region's positions inside the map, (B, regions, channels)."""
-    x = x.flatten(3).permute(0, 3, 1, 2)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    means = F.avg_pool2d(x.to(wide), region, ceil_mode=True, count_include_pad=False)
-    return means.flatten(2).mT
+    height, width = x.shape[1:3]
+    x = x.flatten(3).to(torch.promote_types(x.dtype, torch.float32))
+    sums = partition(_fill_regions(x, region), region, (1, 1)).sum(2)
+    rows, columns = (
+        (n - torch.arange(0, n, r, device=x.device)).clamp(max=r) for n, r in zip((height, width), region, strict=True)
+    )
+    return sums / (rows[:, None] * columns).flatten()[:, None]
+
+
+def _fill_regions(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, ...) extended by zeros to whole regions."""
+    return pad_map(x, *(steps(n, r) * r for n, r in zip(x.shape[1:3], region, strict=True)))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.sizes import always, pad_map, steps
 from zoo.schema import Index
 
 
@@ -60,9 +61,9 @@ class Conv2d(nn.Conv2d):
         together with whatever computes the map, and costs nothing.
         """
         sides = zip(x.shape[1:3], self.kernel_size, self.stride, strict=True)
-        total = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sides]
+        total = [max((steps(n, s) - 1) * s + k - n, 0) for n, k, s in sides]
         extra = [t % 2 for t in total]
-        if not any(extra):
+        if always(extra[0] == 0) and always(extra[1] == 0):
             return x, weight, tuple(t // 2 for t in total)
         if torch.compiler.is_compiling():
             return F.pad(x, (0, 0, 0, extra[1], 0, extra[0])), weight, tuple(t // 2 for t in total)
@@ -78,11 +79,9 @@ class DepthwiseConv(Conv2d):
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, C) zero-padded at the right and the bottom to multiples of `size`."""
-    bottom, right = (-n % m for n, m in zip(x.shape[1:3], size, strict=True))
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    return pad_map(x, *(steps(n, m) * m for n, m in zip(x.shape[1:3], size, strict=True)))
 
 
 def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, C) zero-padded at the right and the bottom to at least `size`."""
-    bottom, right = (max(0, least - n) for n, least in zip(x.shape[1:3], size, strict=True))
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    return pad_map(x, *(max(n, least) for n, least in zip(x.shape[1:3], size, strict=True)))

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.sizes import always
+
 
 class Linear(nn.Linear):
     """`nn.Linear` over the channels of (B, H, W, C).
@@ -34,9 +36,11 @@ def _without_unit_batch(x: torch.Tensor) -> torch.Tensor:
     and copies it. Which positions form a batch does not matter to a product over channels.
     """
     batch, height, width, channels = x.shape
-    if batch != 1 or max(height, width) < 4 or (height % 2 and width % 2):
+    if batch != 1 or not always(max(height, width) >= 4):
         return x
-    return x.reshape(2, *((height, width // 2) if height % 2 else (height // 2, width)), channels)
+    if always(height % 2 == 0):
+        return x.reshape(2, height // 2, width, channels)
+    return x.reshape(2, height, width // 2, channels) if always(width % 2 == 0) else x
 
 
 class Pointwise(Linear):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.sizes import always
 from zoo.layers.per_size import per_size
 
 
@@ -162,16 +163,16 @@ def pooled_distances(length: int, pooled: int, *, device: torch.device) -> tuple
     """Distances from `length` positions to the `pooled` keys that adaptive average pooling makes of them.
 
     A key lies at the mean of the positions that it averages, so distances are multiples of one half; where
-    `pooled` divides `length` they are all alike modulo one.
+    `pooled` divides `length` they are all alike modulo one, and every second multiple does.
 
     Returns:
-        Every distance query - key that occurs, ascending, float32; and its index for each pair, (length, pooled).
+        Distances query - key, all that occur, ascending, float32; and the index for each pair, (length, pooled).
     """
     key = torch.arange(pooled, device=device)
     twice = key * length // pooled + ((key + 1) * length + pooled - 1) // pooled - 1
     position = torch.arange(length, device=device)
     distance = 2 * position[:, None] - twice
-    step = 2 if length % pooled == 0 else 1
+    step = 2 if always(length % pooled == 0) else 1
     lowest = -((pooled - 1) * length // pooled + length - 1)
     highest = 2 * (length - 1) - ((length + pooled - 1) // pooled - 1)
     distances = torch.arange(lowest, highest + 1, step, device=device) / 2

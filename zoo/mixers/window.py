@@ -9,6 +9,7 @@ from torch import nn
 
 from zoo.kernels import window_attention
 from zoo.kernels.partition import partition, unpartition
+from zoo.kernels.sizes import always, steps
 from zoo.layers.conv import pad_to_multiple
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
@@ -64,16 +65,16 @@ class WindowAttention(nn.Module):
         if self.pad == "zeros":
             x = pad_to_multiple(x, step)
         bias = None if self.pos_bias is None else self.pos_bias(size)
-        if x.shape[1] % step[0] or x.shape[2] % step[1]:
-            return self.proj(window_attention(*self.qkv(x), size, interval, bias).flatten(3))
-        return self._attend_groups(x, size, interval, bias)[:, :height, :width]
+        if self.pad == "zeros" or (always(height % step[0] == 0) and always(width % step[1] == 0)):
+            return self._attend_groups(x, size, interval, bias)[:, :height, :width]
+        return self.proj(window_attention(*self.qkv(x), size, interval, bias).flatten(3))
 
     def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size and interval of the groups on a map."""
         if self.shrink and min(height, width) <= min(self.size):
             return (min(height, width),) * 2, (1, 1)
         if self.interval == "grid":
-            return self.size, (-(-height // self.size[0]), -(-width // self.size[1]))
+            return self.size, (steps(height, self.size[0]), steps(width, self.size[1]))
         return self.size, (self.interval,) * 2
 
     def _attend_groups(

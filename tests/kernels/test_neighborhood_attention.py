@@ -1,0 +1,163 @@
+"""The specification of neighborhood attention: against a loop over positions, by gradcheck, at every case."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoo.kernels import neighborhood_attention
+from zoo.kernels.neighborhood_attention.cases import AWKWARD, MODELS, Case
+
+BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
+"""Largest error in units of the dtype's eps."""
+SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
+
+
+def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    qkv = torch.randn(batch, *case.shape, 3, case.heads, case.head_dim, dtype=dtype).unbind(3)
+    table = torch.randn(case.heads, *(2 * n - 1 for n in case.size), dtype=dtype)
+    return [*qkv, table] if case.bias else [*qkv, None]
+
+
+def nearest(length: int, size: int, dilation: int, position: int) -> list[int]:
+    """The `size` positions of one axis that are nearest to `position` among those equal to it modulo `dilation`."""
+    group = range(position % dilation, length, dilation)
+    return sorted(sorted(group, key=lambda other: abs(other - position))[:size])
+
+
+def brute_force(q, k, v, bias, case: Case, scale: float | None = None) -> torch.Tensor:
+    """Each query alone, against the keys of its own window."""
+    (height, width), (h, w), (dh, dw) = case.shape, case.size, case.dilation
+    out = torch.empty_like(q)
+    for y in range(height):
+        for x in range(width):
+            keys = [(i, j) for i in nearest(height, h, dh, y) for j in nearest(width, w, dw, x)]
+            rows, columns = (torch.tensor(axis) for axis in zip(*keys, strict=True))
+            logits = torch.einsum("bnd,bknd->bnk", q[:, y, x], k[:, rows, columns])
+            logits = logits * (case.head_dim**-0.5 if scale is None else scale)
+            if bias is not None:
+                logits = logits + bias[:, (rows - y) // dh + h - 1, (columns - x) // dw + w - 1]
+            out[:, y, x] = torch.einsum("bnk,bknd->bnd", logits.softmax(-1), v[:, rows, columns])
+    return out
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_equals_brute_force(case: Case) -> None:
+    q, k, v, bias = inputs(case)
+    out = neighborhood_attention(q, k, v, case.size, case.dilation, bias)
+    torch.testing.assert_close(out, brute_force(q, k, v, bias, case))
+
+
+def test_scale_is_an_argument() -> None:
+    q, k, v, bias = inputs(AWKWARD[0])
+    out = neighborhood_attention(q, k, v, AWKWARD[0].size, bias=bias, scale=0.7)
+    torch.testing.assert_close(out, brute_force(q, k, v, bias, AWKWARD[0], scale=0.7))
+
+
+axis = st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 3), st.integers(0, 4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(axes=st.tuples(axis, axis))
+def test_every_query_sees_its_nearest_keys_once(axes: tuple) -> None:
+    """Equal logits and one channel per position: the output is the map of the keys that were seen."""
+    size, dilation, _ = zip(*axes, strict=True)
+    height, width = (n * d + more for n, d, more in axes)
+    zeros = torch.zeros(1, height, width, 1, height * width)
+    v = torch.eye(height * width).view_as(zeros)
+    seen = neighborhood_attention(zeros, zeros, v, size, dilation)[0, :, :, 0].unflatten(-1, (height, width))
+    assert ((seen > 0).sum((-2, -1)) == size[0] * size[1]).all()
+    for y in range(height):
+        for x in range(width):
+            expected = torch.zeros(height, width)
+            rows, columns = nearest(height, size[0], dilation[0], y), nearest(width, size[1], dilation[1], x)
+            expected[torch.tensor(rows)[:, None], columns] = 1 / (size[0] * size[1])
+            torch.testing.assert_close(seen[y, x], expected)
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)
+def test_gradients(case: Case) -> None:
+    tensors = [t.requires_grad_() for t in inputs(case, batch=1) if t is not None]
+
+    def call(q, k, v, bias=None):
+        return neighborhood_attention(q, k, v, case.size, case.dilation, bias)
+
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_dtypes_follow_the_reference(case: Case, dtype: torch.dtype) -> None:
+    rounded = inputs(case, batch=1, dtype=dtype)
+    q, k, v, bias = rounded
+    out = neighborhood_attention(q, k, v, case.size, case.dilation, bias)
+    assert out.dtype == dtype
+    q, k, v, bias = (None if t is None else t.double() for t in rounded)
+    expected = neighborhood_attention(q, k, v, case.size, case.dilation, bias)
+    assert (out.double() - expected).abs().max() < BOUND[dtype] * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_any_batch(batch: int) -> None:
+    q, k, v, bias = inputs(AWKWARD[0], batch)
+    out = neighborhood_attention(q, k, v, 3, 1, bias)
+    assert out.shape == q.shape
+    for image in range(batch):
+        alone = (t[image : image + 1] for t in (q, k, v))
+        torch.testing.assert_close(out[image : image + 1], neighborhood_attention(*alone, 3, 1, bias))
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)
+def test_any_strides(case: Case) -> None:
+    *packed, bias = inputs(case)
+
+    def call(tensors):
+        return neighborhood_attention(*tensors, case.size, case.dilation, bias)
+
+    expected = call([t.contiguous() for t in packed])
+    torch.testing.assert_close(call(packed), expected)
+    torch.testing.assert_close(call([t.transpose(0, 4).contiguous().transpose(0, 4) for t in packed]), expected)
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)
+def test_two_runs_are_equal(case: Case) -> None:
+    q, k, v, bias = inputs(case, dtype=torch.float32)
+    runs = [neighborhood_attention(q, k, v, case.size, case.dilation, bias) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_compiles_as_one_graph() -> None:
+    case = AWKWARD[2]
+    q, k, v, bias = inputs(case)
+    compiled = torch.compile(neighborhood_attention, fullgraph=True, backend="aot_eager")
+    arguments = (q, k, v, case.size, case.dilation, bias)
+    torch.testing.assert_close(compiled(*arguments), neighborhood_attention(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": torch.zeros(2, 3, 4)}, "expected 5: "),
+        ({"k": torch.zeros(1, 7, 8, 1, 9)}, "must agree"),
+        ({"k": torch.zeros(1, 8, 8, 1, 8)}, "must agree"),
+        ({"v": torch.zeros(1, 7, 8, 1, 8, dtype=torch.float64)}, "must agree"),
+        ({"v": torch.zeros(1, 7, 8, 1, 8, device="meta")}, "must agree"),
+        ({"bias": torch.zeros(1, 3, 3)}, r"bias is \(1, 3, 3\), expected \(1, 5, 5\)"),
+        ({"bias": torch.zeros(2, 5, 5)}, r"expected \(1, 5, 5\)"),
+        ({"size": 2}, "expected odd numbers"),
+        ({"size": (3, 4)}, "expected odd numbers"),
+        ({"size": 0}, "size is 0, expected one or two positive integers"),
+        ({"dilation": 0}, "dilation is 0, expected one or two positive integers"),
+        ({"dilation": (1, 2, 3)}, "dilation is .* expected one or two positive integers"),
+        ({"size": 9}, r"the map is \(7, 8\), expected at least size \* dilation = \(9, 9\)"),
+        ({"dilation": (3, 1)}, r"the map is \(7, 8\), expected at least size \* dilation = \(9, 3\)"),
+        ({"dilation": (1, 3)}, r"the map is \(7, 8\), expected at least size \* dilation = \(3, 9\)"),
+    ],
+)
+def test_wrong_arguments(change: dict, words: str) -> None:
+    tensor = torch.zeros(1, 7, 8, 1, 8)
+    arguments = {"q": tensor, "k": tensor, "v": tensor, "size": 3} | change
+    with pytest.raises(ValueError, match=words):
+        neighborhood_attention(**arguments)
