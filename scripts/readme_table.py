@@ -11,6 +11,7 @@ from pathlib import Path
 import zoo
 
 README = Path(__file__).parents[1] / "README.md"
+OWN_LICENCE = "Apache-2.0"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
 
@@ -22,14 +23,18 @@ def table() -> str:
     ]
     for name in zoo.list_models():
         info = zoo.model_info(name)
+        size = "x".join(map(str, info.img_size))
+        counted = f"| `{name}` | {info.params / 1e6:.1f} | {info.gmacs:.1f} | {size} |"
+        if not info.checkpoints:
+            lines.append(f"{counted} - | {OWN_LICENCE} | none published |")
+            continue
         first = info.checkpoints[0]
         top1 = f"{info.top1:.1f}" if info.top1 else "-"
-        where = f"[{first.hub}](https://huggingface.co/{first.hub})" if first.hub else f"[by hand]({first.sources[0]})"
-        size = "x".join(map(str, info.img_size))
+        where = f"[{'file' if first.host == 'direct' else 'by hand'}]({first.sources[0]})"
+        if first.hub:
+            where = f"[{first.hub}](https://huggingface.co/{first.hub})"
         licences = f"{first.licence_code}, {first.licence_weights or 'not stated'}"
-        lines.append(
-            f"| `{name}` | {info.params / 1e6:.1f} | {info.gmacs:.1f} | {size} | {top1} | {licences} | {where} |"
-        )
+        lines.append(f"{counted} {top1} | {licences} | {where} |")
     return "\n".join(lines)
 
 

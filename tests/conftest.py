@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.catalog import load_config
 
 VARIANTS = zoo.list_models()
 PUBLISHED = [name for name in VARIANTS if not name.startswith("hybrid_")]
@@ -40,3 +41,11 @@ def family(request: pytest.FixtureRequest) -> str:
 def small(family: str) -> str:
     """The quick variant of each family in turn."""
     return SMALLEST[family]
+
+
+@pytest.fixture
+def shallow(small: str) -> torch.nn.Module:
+    """The quick variant of each family cut to two blocks a stage: every part of it, compiled or exported in no time."""
+    depths = [len(stage.blocks) for stage in load_config(small).stages]
+    cut = {f"stages.{i}.depth": min(depth, 2) for i, depth in enumerate(depths)}
+    return zoo.create_model(small, num_classes=10, drop_path_rate=0.0, **cut).eval()

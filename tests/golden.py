@@ -32,10 +32,11 @@ class Golden:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The published state dict, filled; tables that the published code computes hold zeros."""
-        return {
-            key: torch.zeros(shape, dtype=torch.long) if const else torch.from_numpy(np.asarray(fill(key, tuple(shape))))
-            for key, shape, *const in self.info["state"]
-        }
+        tensors = {}
+        for key, shape, *const in self.info["state"]:
+            filled = np.zeros(shape, np.int64) if const else fill(key, tuple(shape))
+            tensors[key] = torch.from_numpy(np.asarray(filled))
+        return tensors
 
     def images(self) -> torch.Tensor:
         """The images that the record was made with."""

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from tests.conftest import SMALLEST, VARIANTS
+from tests.conftest import VARIANTS
 from zoo.backbone import Backbone
 from zoo.catalog import CONFIG_DIR, load_config
 from zoo.config import parse_model
 from zoo.errors import Where
 from zoo.layers.norm import BatchNorm
-from zoo.layers.position_bias import MlpBias
 from zoo.overrides import override
 
 TINY = {

@@ -109,7 +109,9 @@ def test_files_are_short(path: Path) -> None:
 
 def test_each_kernel_folder_is_complete() -> None:
     for folder in sorted(p for p in (ROOT / "kernels").iterdir() if p.is_dir() and p.name != "__pycache__"):
-        assert {"__init__.py", "api.py", "reference.py", "cases.py", "README.md"} <= {p.name for p in folder.iterdir()}, folder.name
+        assert {"__init__.py", "api.py", "reference.py", "cases.py", "README.md"} <= {
+            p.name for p in folder.iterdir()
+        }, folder.name
         assert (ROOT / "tests" / "kernels" / f"test_{folder.name}.py").exists()
 
 

@@ -2,7 +2,7 @@
 
 * `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
 * `{cycle: [...]}` anywhere in a branch is taken by block index;
-* text that names a value of the model, `img_size` or one of its `options`, becomes that value; `img_size/32` a quotient.
+* text that names `img_size` or one of the model's `options` becomes that value, and `img_size/32` its quotient.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def routing_attention(
     check_qkv(q, k, v)
     region = as_pair(region, "region")
     regions = steps(q.shape[1], region[0]) * steps(q.shape[2], region[1])
-    if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not 0 < routes.shape[2]:
+    if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not routes.shape[2] > 0:
         raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
     return reference.routing_attention(q, k, v, routes, region, q.shape[-1] ** -0.5 if scale is None else scale)
 

@@ -80,6 +80,11 @@ def test_other_dtypes_follow_the_reference(case: Case, dtype: torch.dtype) -> No
     assert (out.double() - expected).abs().max() < BOUND[dtype] * torch.finfo(dtype).eps
 
 
+def test_a_wider_bias_keeps_the_dtype() -> None:
+    q, k, v, bias = inputs(AWKWARD[0], dtype=torch.bfloat16)
+    assert torch.equal(global_attention(q, k, v, bias.float()), global_attention(q, k, v, bias))
+
+
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_any_batch(batch: int) -> None:
     q, k, v, bias = inputs(AWKWARD[0], batch)

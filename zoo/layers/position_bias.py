@@ -76,8 +76,9 @@ class DynamicBias(PositionBias):
     def __init__(self, heads: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(2, hidden)
+        widths = (hidden, hidden, heads)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)) for width in (hidden, hidden, heads)
+            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)) for width in widths
         )
 
     def offsets(self, size: tuple[int, int]) -> torch.Tensor:
@@ -136,7 +137,8 @@ class PooledBias(nn.Module):
 
     def _exact(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
         weight = self.fc1.weight
-        (y, rows), (z, columns) = (pooled_distances(*sides, device=weight.device) for sides in zip(queries, keys))
+        sides = zip(queries, keys, strict=True)
+        (y, rows), (z, columns) = (pooled_distances(*side, device=weight.device) for side in sides)
         axes = (8 * d / (side - 1) for d, side in zip((y, z), self.pretrained, strict=True))
         y, z = (a.sign() * a.abs().add(1).log2() / 3 for a in axes)
         coordinates = torch.stack(torch.meshgrid(y, z, indexing="ij"), dim=-1).to(weight.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import channel_attention
-from zoo.layers.linear import Linear, HeadsLinear
+from zoo.layers.linear import HeadsLinear, Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Count
 

@@ -87,7 +87,7 @@ def _assemble(name: str, parts: Sequence[_Piece], state: Mapping[str, torch.Tens
     for piece in parts:
         value = state[piece.key]
         if piece.count > 1 and (value.ndim == 0 or len(value) != piece.count):
-            raise CheckpointError(f"{piece.key} is {tuple(value.shape)}, expected {piece.count} rows, one of them {name}")
+            raise CheckpointError(f"{piece.key} is {tuple(value.shape)}, expected {piece.count} rows: {name}, ...")
         values.append(value if piece.count == 1 else value[piece.index])
     if len(values) == 1:
         return values[0]

@@ -10,7 +10,7 @@ from zoo.errors import Where
 
 
 def squeeze(value: torch.Tensor, shape: torch.Size, argument: str) -> torch.Tensor:
-    """Axes of length 1 dropped, such as those of a 1x1 convolution kernel (out, in, 1, 1), if `shape` is what is left."""
+    """Without axes of length 1, such as those of a 1x1 convolution kernel, if the rest is `shape`."""
     long = [n for n in value.shape if n != 1]
     return value.reshape(shape) if long == [n for n in shape if n != 1] else value
 
