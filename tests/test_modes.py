@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests import golden
+from zoo.backbone import Backbone
 from zoo.catalog import load_config
 
 IMAGES = golden.images(2, 64, 96)
@@ -32,14 +34,14 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
 def test_compiles_as_one_graph(shallow: torch.nn.Module) -> None:
     torch.compiler.reset()
     with torch.inference_mode():
-        assert close(torch.compile(shallow, fullgraph=True)(ODD[:1]), shallow(ODD[:1]))
+        assert close(torch.compile(shallow, fullgraph=True, dynamic=False)(ODD[:1]), shallow(ODD[:1]))
 
 
 @pytest.mark.slow
 def test_compiled_training_gives_the_same_gradients(shallow: torch.nn.Module) -> None:
     torch.compiler.reset()
     gradients = []
-    for run in (shallow, torch.compile(shallow, fullgraph=True, backend="aot_eager")):
+    for run in (shallow, torch.compile(shallow, fullgraph=True, dynamic=False, backend="aot_eager")):
         shallow.zero_grad()
         run(IMAGES).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in shallow.parameters()]))
@@ -48,20 +50,20 @@ def test_compiled_training_gives_the_same_gradients(shallow: torch.nn.Module) ->
 
 @pytest.mark.slow
 def test_changing_the_size_does_not_compile_for_ever(small: str) -> None:
-    """After the first size graphs take any size; what is left are a few rules that depend on it, such as padding."""
+    """A graph takes any size; a few more are left for rules that depend on it, such as a window shrinking to the map."""
     torch.compiler.reset()
     counters.clear()
-    one_block = {f"stages.{i}.depth": 1 for i in range(len(load_config(small).stages))}
-    model = zoo.create_model(small, num_classes=10, **one_block).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    config = load_config(small)
+    stages = tuple(replace(config.stages[i], blocks=config.stages[i].blocks[:2]) for i in (0, 2, 3))
+    model = Backbone(replace(config, stages=stages), num_classes=10).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     seen = []
-    for size in [(256, 256), (288, 320), (250, 331), (301, 299), (320, 256), (347, 270), (288, 352), (333, 275)]:
+    for size in [(224, 256), (250, 331), (301, 299), (320, 256), (288, 352)]:
         images = golden.images(1, *size)
         with torch.inference_mode():
             assert close(compiled(images), model(images))
         seen.append(counters["stats"]["unique_graphs"])
-    assert seen[-1] <= 6
-    assert seen[-1] == seen[-3]
+    assert seen[-1] <= 3
 
 
 def test_exports(shallow: torch.nn.Module) -> None:

@@ -41,5 +41,7 @@ def deform_conv(
         raise ValueError(f"the map is {tuple(x.shape[1:3])}, expected at least the kernel {tuple(weight.shape[2:])}")
     if offset.shape != shape:
         raise ValueError(f"offset is {tuple(offset.shape)}, expected {shape}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {tuple(bias.shape)}, expected {tuple(weight.shape[:1])}")
     implementation = vision_op if vision_op.can_run(x) else reference
     return implementation.deform_conv(x, offset, weight, bias, stride)

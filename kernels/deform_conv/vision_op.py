@@ -12,19 +12,18 @@ except ImportError:
 
 
 def can_run(x: torch.Tensor) -> bool:
-    """Whether the operator takes `x`: in eager mode, and on the CPU in single or double precision."""
-    if deform_conv2d is None or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cuda" or (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64))
+    """Whether the operator is there and takes `x`: in eager mode, on the CPU and on CUDA devices."""
+    return deform_conv2d is not None and not torch.compiler.is_compiling() and x.device.type in ("cpu", "cuda")
 
 
 def deform_conv(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int]
 ) -> torch.Tensor:
-    """See `api.deform_conv`."""
-    x, offset = (t.permute(0, 3, 1, 2).contiguous() for t in (x, offset))
-    offset, weight, bias = (None if t is None else t.to(x.dtype) for t in (offset, weight, bias))  # under autocast
-    return deform_conv2d(x, offset, weight, bias, stride).permute(0, 2, 3, 1).contiguous()
+    """See `api.deform_conv`. Single precision at least: positions need it, and the operator knows no bfloat16."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    tensors = (x.permute(0, 3, 1, 2).contiguous(), offset.permute(0, 3, 1, 2).contiguous(), weight, bias)
+    out = deform_conv2d(*(None if t is None else t.to(wide) for t in tensors), stride)
+    return out.permute(0, 2, 3, 1).contiguous().to(x.dtype)
 
 
 def _flops(x_shape: tuple, weight_shape: tuple, offset_shape: tuple, *args: object, **kwargs: object) -> int:

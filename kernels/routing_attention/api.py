@@ -45,8 +45,8 @@ def routing_attention(
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int], topk: int) -> torch.Tensor:
     """The `topk` regions whose mean key is nearest to the mean query of each region, the best first.
 
-    BiFormer, equations 3 to 5. Means leave out positions beyond the map; of equal scores the first region wins, so
-    the choice is the same on every run. No gradient flows through it.
+    BiFormer, equations 3 to 5. Means leave out positions beyond the map; of equal scores, as rounded, the first region
+    wins, so the choice is the same on every run. No gradient flows through it.
 
     Args:
         q, k: (B, H, W, heads, head_dim), any strides; one choice serves all heads.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +12,15 @@ from zoo.kernels.global_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small operations, which more threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -40,6 +51,7 @@ def brute_force(q, k, v, bias, scale: float | None = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+@pytest.mark.usefixtures("one_thread")
 def test_equals_brute_force(case: Case) -> None:
     q, k, v, bias = inputs(case)
     torch.testing.assert_close(global_attention(q, k, v, bias), brute_force(q, k, v, bias))
@@ -57,6 +69,7 @@ def test_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in (*MODELS, *AWKWARD) if c.bias], ids=lambda c: c.name)
+@pytest.mark.usefixtures("one_thread")
 def test_gradient_of_the_bias(case: Case) -> None:
     """weight * (upstream . value - upstream . output), summed over the batch."""
     q, k, v, bias = inputs(case)

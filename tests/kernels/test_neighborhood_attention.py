@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,15 @@ from zoo.kernels.neighborhood_attention.cases import AWKWARD, MODELS, Case
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
 SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small operations, which more threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -92,6 +103,7 @@ def test_gradients(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("one_thread")
 def test_other_dtypes_follow_the_reference(case: Case, dtype: torch.dtype) -> None:
     rounded = inputs(case, batch=1, dtype=dtype)
     q, k, v, bias = rounded

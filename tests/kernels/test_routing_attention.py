@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -11,6 +13,15 @@ from zoo.kernels.routing_attention.cases import AWKWARD, MODELS, Case
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
 SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small operations, which more threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -60,6 +71,7 @@ def loop_routes(q, k, region: tuple[int, int], topk: int) -> list[list[list[int]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+@pytest.mark.usefixtures("one_thread")
 def test_equals_brute_force(case: Case) -> None:
     q, k, v = inputs(case)
     routes = region_routes(q, k, case.region, case.topk)
@@ -68,6 +80,7 @@ def test_equals_brute_force(case: Case) -> None:
     )
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_scale_is_an_argument() -> None:
     q, k, v = inputs(AWKWARD[0])
     routes = region_routes(q, k, AWKWARD[0].region, 2)
@@ -76,6 +89,7 @@ def test_scale_is_an_argument() -> None:
 
 
 @pytest.mark.parametrize("case", [*SMALL, MODELS[0]], ids=lambda c: c.name)
+@pytest.mark.usefixtures("one_thread")
 def test_routes_equal_a_loop(case: Case) -> None:
     q, k, _ = inputs(case)
     assert region_routes(q, k, case.region, case.topk).tolist() == loop_routes(q, k, case.region, case.topk)

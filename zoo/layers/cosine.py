@@ -21,7 +21,6 @@ class CosineQuery(nn.Module):
         self.embedding = nn.Parameter(torch.empty(heads, head_dim))
         nn.init.trunc_normal_(self.embedding, std=0.02)
 
-    def forward(self, q: torch.Tensor, keys: torch.Tensor | int) -> torch.Tensor:
-        """q (B, H, W, heads, head_dim), and the number of keys that each sees: one, or one per position (H, W)."""
-        length = keys[..., None, None].log() if isinstance(keys, torch.Tensor) else math.log(keys)
-        return (q + self.embedding) * (F.softplus(self.temperature) * length)
+    def forward(self, q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """q (B, H, W, heads, head_dim), and the number of keys that each position sees, (H, W) or (1, 1)."""
+        return (q + self.embedding) * (F.softplus(self.temperature) * keys[..., None, None].log())

@@ -47,7 +47,9 @@ class CosineAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = tuple(x.shape[1:3])
         q, k, v = self.qkv(x)
-        q = self.query(F.normalize(q, dim=-1), shape[0] * shape[1])
+        # A tensor: the logarithm of a number would be compiled into the graph of one size.
+        keys = torch.full((1, 1), shape[0] * shape[1], dtype=torch.float32, device=x.device)
+        q = self.query(F.normalize(q, dim=-1), keys)
         k = F.normalize(k, dim=-1)
         bias = self.cpb(shape, shape, self.trained)
         return self.proj(global_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=1.0).flatten(3))
