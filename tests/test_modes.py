@@ -50,7 +50,7 @@ def test_compiled_training_gives_the_same_gradients(shallow: torch.nn.Module) ->
 
 @pytest.mark.slow
 def test_changing_the_size_does_not_compile_for_ever(small: str) -> None:
-    """A graph takes any size; a few more are left for rules that depend on it, such as a window shrinking to the map."""
+    """One graph takes any size, but for a few rules that depend on it, such as whether a window needs padding."""
     torch.compiler.reset()
     counters.clear()
     config = load_config(small)
