@@ -101,14 +101,14 @@ def build(provider: str, name: str, mode: str) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def race(models: dict[str, torch.nn.Module], images: torch.Tensor, rounds: int) -> dict[str, float]:
+def race(models: dict[str, torch.nn.Module], images: torch.Tensor, rounds: int, warmup: int = 3) -> dict[str, float]:
     """Median seconds of a forward pass of each model, passes in turn."""
     seconds: dict[str, list[float]] = {who: [] for who in models}
-    for i in range(rounds + 3):
+    for i in range(rounds + warmup):
         for who, model in models.items():
             start = time.perf_counter()
             model(images)
-            if i >= 3:
+            if i >= warmup:
                 seconds[who].append(time.perf_counter() - start)
     return {who: statistics.median(values) for who, values in seconds.items()}
 
