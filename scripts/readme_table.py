@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import zoo
+from zoo.weights.manifest import Checkpoint
 
 README = Path(__file__).parents[1] / "README.md"
 OWN_LICENCE = "Apache-2.0"
@@ -30,12 +31,16 @@ def table() -> str:
             continue
         first = info.checkpoints[0]
         top1 = f"{info.top1:.1f}" if info.top1 else "-"
-        where = f"[{'file' if first.host == 'direct' else 'by hand'}]({first.sources[0]})"
-        if first.hub:
-            where = f"[{first.hub}](https://huggingface.co/{first.hub})"
         licences = f"{first.licence_code}, {first.licence_weights or 'not stated'}"
-        lines.append(f"{counted} {top1} | {licences} | {where} |")
+        lines.append(f"{counted} {top1} | {licences} | {where(first)} |")
     return "\n".join(lines)
+
+
+def where(entry: Checkpoint) -> str:
+    """A link to a checkpoint: its Hub repository, the file, or the page where a person can fetch it."""
+    if entry.hub:
+        return f"[{entry.hub}](https://huggingface.co/{entry.hub})"
+    return f"[{'file' if entry.host == 'direct' else 'by hand'}]({entry.sources[0]})"
 
 
 def rendered(text: str) -> str:
