@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,10 +41,18 @@ def _sides(family: str, length: int) -> list[int]:
 @given(family=st.sampled_from(sorted(SMALLEST)), height=st.integers(32, 320), width=st.integers(32, 320))
 def test_a_batch_of_two_equals_two_batches_of_one(family: str, height: int, width: int) -> None:
     pair = golden.images(2, height, width)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         together = MODELS[family](pair)
         alone = torch.cat([MODELS[family](pair[:1]), MODELS[family](pair[1:])])
     assert (together - alone).abs().max() < 1e-4 * together.std()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1333, 64), (96, 1333)])
+def test_long_sides(family: str, size: tuple[int, int]) -> None:
+    with torch.inference_mode():
+        assert torch.isfinite(MODELS[family](golden.images(1, *size))).all()
 
 
 @pytest.mark.parametrize("interval", [1, "grid"])

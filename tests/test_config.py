@@ -269,6 +269,49 @@ def test_published_eps_and_activations(pattern: str, layernorm: set, batchnorm: 
         assert all(module.head_dim == 32 for module in model.modules() if hasattr(module, "head_dim"))
 
 
+@pytest.mark.parametrize(
+    ("attn", "words"),
+    [
+        ({"type": "neighborhood", "head_dim": 10, "size": 7}, "head_dim 10 does not divide the width 16"),
+        ({"type": "neighborhood", "head_dim": 8, "size": 6}, "odd"),
+        ({"type": "routing", "head_dim": 8, "topk": 50}, "7 x 7 regions"),
+        ({"type": "window", "head_dim": 8, "interval": 4}, "the key 'size' is missing"),
+        ({"type": "window", "head_dim": 8, "size": 4, "pos_bias": "table", "shrink": True}, "must be a network"),
+        ({"type": "hilo", "head_dim": 8, "alpha": 1.5}, "from 0 to 1"),
+        ({"type": "cosine", "head_dim": 8, "pretrained": 1, "trained": 7}, "at least 2"),
+        ({"type": "global", "head_dim": 8, "lepe": "keys"}, "values"),
+        ({"type": "dwconv", "residual": False, "shortcut": {"type": "pool"}}, "no shortcut"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_with_the_reason(tmp_path: Path, attn: dict, words: str) -> None:
+    with pytest.raises(zoo.ConfigError, match=words):
+        zoo.create_model(write(tmp_path, override(TINY, {"block.attn": attn}, WHERE)))
+
+
+def test_a_file_may_extend_a_shipped_variant(tmp_path: Path) -> None:
+    path = write(tmp_path, {"extends": "dinat_mini", "stages.2.depth": 1, "drop_path_rate": 0.0})
+    config = load_config(path)
+    assert [len(stage.blocks) for stage in config.stages] == [3, 4, 1, 5]
+    assert (config.name, config.drop_path_rate) == ("my", 0.0)
+    with pytest.raises(zoo.ConfigError, match="did you mean 'dinat_mini'"):
+        load_config(write(tmp_path, {"extends": "dinat_mni"}))
+
+
+def test_options_are_arguments_and_values() -> None:
+    def pools(**options):
+        stages = load_config("transnext_micro", options).stages
+        return [stage.blocks[0][0].part.params.get("fixed_pool_size") for stage in stages]
+
+    assert pools() == [None] * 4
+    assert pools(fixed_pool_size=5) == [5, 5, 5, None]
+    trained = load_config("transnext_micro", {"img_size": 384}).stages[0].blocks[0][0].part.params
+    assert (trained["trained"], trained["pretrained"]) == ((96, 96), (56, 56))
+    with pytest.raises(zoo.ConfigError, match="fixed_pool_size"):
+        zoo.create_model("transnext_micro", fixed_pool_size="large")
+    with pytest.raises(zoo.ConfigError, match="at least 32 pixels"):
+        load_config("transnext_micro", {"pretrain_size": 20})
+
+
 def test_public_signatures_are_frozen() -> None:
     """The door: names, order and defaults that users rely on."""
     create = "(name, pretrained=False, *, checkpoint=None, num_classes=1000, in_chans=3, img_size=None, " \
@@ -279,6 +322,7 @@ def test_public_signatures_are_frozen() -> None:
         "model_info": "(name, img_size=None)",
         "convert_checkpoint": "(state_dict, name)",
         "load_checkpoint": "(model, source)",
+        "parameter_groups": "(model, weight_decay=0.05, layer_decay=None)",
     }
     for name, text in expected.items():
         signature = inspect.signature(getattr(zoo, name))
