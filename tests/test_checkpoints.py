@@ -260,3 +260,10 @@ def test_unknown_transforms_are_named() -> None:
 def test_unreadable_key_rules(rule: tuple[str, str]) -> None:
     with pytest.raises(zoo.ConfigError, match="key rule"):
         rename(["a.1"], KeySet(dict([rule])))
+
+
+def test_the_classifier_has_the_size_of_the_checkpoints() -> None:
+    state = zoo.create_model("nat_mini", num_classes=37).state_dict()
+    assert zoo.create_model("nat_mini", checkpoint=state).num_classes == 37
+    assert zoo.create_model("nat_mini", checkpoint=state, num_classes=5).num_classes == 5
+    assert zoo.create_model("nat_mini").num_classes == 1000

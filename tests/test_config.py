@@ -314,7 +314,7 @@ def test_options_are_arguments_and_values() -> None:
 
 def test_public_signatures_are_frozen() -> None:
     """The door: names, order and defaults that users rely on."""
-    create = "(name, pretrained=False, *, checkpoint=None, num_classes=1000, in_chans=3, img_size=None, " \
+    create = "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=3, img_size=None, " \
         "features_only=False, out_indices=None, drop_path_rate=None, drop_rate=0.0, **overrides)"  # fmt: skip
     expected = {
         "create_model": create,

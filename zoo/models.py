@@ -31,7 +31,7 @@ def create_model(
     pretrained: bool = False,
     *,
     checkpoint: str | PathLike[str] | StateDict | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
@@ -48,7 +48,7 @@ def create_model(
         pretrained: download and load the variant's published weights.
         checkpoint: a file or state dict to load instead, in any published form of the variant. With another
             number of classes the classifier is drawn anew; with other channels the first convolution is adapted.
-        num_classes: width of the classifier; 0 for pooled features.
+        num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
         in_chans: channels of the image.
         img_size: (height, width) for rules that follow the training size, such as MaxViT's window of
             img_size / 32. Every model takes images of any size whatever this is.
@@ -71,15 +71,19 @@ def create_model(
         raise CheckpointError("pretrained=True and checkpoint= both name weights: pass one of them")
     optional = {"img_size": img_size, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
     settings = {key: value for key, value in optional.items() if value is not None}
-    settings |= {"num_classes": num_classes, "in_chans": in_chans, "drop_rate": drop_rate, **overrides}
+    settings |= {"in_chans": in_chans, "drop_rate": drop_rate, **overrides}
     if features_only:
         settings["features_only"] = True
     variant, tag = split_tag(name)
+    classes = 1000
     if checkpoint is not None:
         sized = overrides if img_size is None else {"img_size": img_size, **overrides}
-        settings["pretrained_cfg_overlay"] = _as_pretrained(checkpoint, load_config(variant, sized))
+        described = _as_pretrained(checkpoint, load_config(variant, sized))
+        settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
     elif pretrained:
-        settings["pretrained_cfg"] = _published(variant, tag).tag
+        entry = _published(variant, tag)
+        settings["pretrained_cfg"], classes = entry.tag, entry.num_classes
+    settings["num_classes"] = classes if num_classes is None else num_classes
     try:
         model = timm_models.build(variant, pretrained or checkpoint is not None, **settings)
     except OSError as error:
