@@ -26,3 +26,13 @@ def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if always(bottom == 0) and always(right == 0):
         return x
     return F.pad(x, (*(0, 0) * (x.ndim - 3), 0, right, 0, bottom))
+
+
+def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, ...) zero-padded at the right and the bottom to multiples of `size`."""
+    return pad_map(x, *(steps(n, m) * m for n, m in zip(x.shape[1:3], size, strict=True)))
+
+
+def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, H, W, ...) zero-padded at the right and the bottom to at least `size`."""
+    return pad_map(x, *(max(n, least) for n, least in zip(x.shape[1:3], size, strict=True)))

@@ -12,8 +12,9 @@ from torch import nn
 from zoo.config import Norm, Part
 from zoo.errors import Where
 from zoo.kernels import deform_conv
+from zoo.kernels.sizes import pad_to_least, pad_to_multiple
 from zoo.layers.activations import ACTIVATIONS, Act
-from zoo.layers.conv import Conv2d, pad_to_least, pad_to_multiple
+from zoo.layers.conv import Conv2d
 from zoo.layers.linear import Linear
 from zoo.layers.norm import build_norm, conv_norm
 from zoo.registry import EMBEDS

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import pad_map, steps
+from zoo.kernels.sizes import pad_to_multiple
 
 
 def routing_attention(
@@ -14,7 +14,7 @@ def routing_attention(
 ) -> torch.Tensor:
     """See `api.routing_attention`."""
     batch, height, width = q.shape[:3]
-    q, k, v = (_fill_regions(t, region) for t in (q, k, v))
+    q, k, v = (pad_to_multiple(t, region) for t in (q, k, v))
     filled = tuple(q.shape[1:3])
     q, k, v = (partition(t, region, (1, 1)) for t in (q, k, v))
     regions, topk = routes.shape[1:]
@@ -37,13 +37,8 @@ def _region_means(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, heads, head_dim) to the mean over each region's positions inside the map, (B, regions, channels)."""
     height, width = x.shape[1:3]
     x = x.flatten(3).to(torch.promote_types(x.dtype, torch.float32))
-    sums = partition(_fill_regions(x, region), region, (1, 1)).sum(2)
+    sums = partition(pad_to_multiple(x, region), region, (1, 1)).sum(2)
     rows, columns = (
         (n - torch.arange(0, n, r, device=x.device)).clamp(max=r) for n, r in zip((height, width), region, strict=True)
     )
     return sums / (rows[:, None] * columns).flatten()[:, None]
-
-
-def _fill_regions(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, ...) extended by zeros to whole regions."""
-    return pad_map(x, *(steps(n, r) * r for n, r in zip(x.shape[1:3], region, strict=True)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,15 +10,6 @@ from zoo.kernels.global_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For many small operations, which more threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,15 +13,6 @@ from zoo.kernels.neighborhood_attention.cases import AWKWARD, MODELS, Case
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
 SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For many small operations, which more threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.sizes import always, pad_map, steps
+from zoo.kernels.sizes import always, steps
 from zoo.schema import Index
 
 
@@ -75,13 +75,3 @@ class DepthwiseConv(Conv2d):
 
     def __init__(self, dim: int, kernel: int = 3) -> None:
         super().__init__(dim, dim, kernel, groups=dim)
-
-
-def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) zero-padded at the right and the bottom to multiples of `size`."""
-    return pad_map(x, *(steps(n, m) * m for n, m in zip(x.shape[1:3], size, strict=True)))
-
-
-def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, H, W, C) zero-padded at the right and the bottom to at least `size`."""
-    return pad_map(x, *(max(n, least) for n, least in zip(x.shape[1:3], size, strict=True)))

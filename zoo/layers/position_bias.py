@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.sizes import always
+from zoo.kernels.sizes import always, steps
 from zoo.layers.per_size import per_size
 
 
@@ -171,11 +171,11 @@ def pooled_distances(length: int, pooled: int, *, device: torch.device) -> tuple
         Distances query - key, all that occur, ascending, float32; and the index for each pair, (length, pooled).
     """
     key = torch.arange(pooled, device=device)
-    twice = key * length // pooled + ((key + 1) * length + pooled - 1) // pooled - 1
+    twice = key * length // pooled + steps((key + 1) * length, pooled) - 1
     position = torch.arange(length, device=device)
     distance = 2 * position[:, None] - twice
     step = 2 if always(length % pooled == 0) else 1
     lowest = -((pooled - 1) * length // pooled + length - 1)
-    highest = 2 * (length - 1) - ((length + pooled - 1) // pooled - 1)
+    highest = 2 * (length - 1) - (steps(length, pooled) - 1)
     distances = torch.arange(lowest, highest + 1, step, device=device) / 2
     return distances, (distance - lowest) // step

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import global_attention, window_attention
-from zoo.layers.conv import pad_to_multiple
+from zoo.kernels.sizes import pad_to_multiple
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Range, Size

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import neighborhood_attention
-from zoo.layers.conv import pad_to_least
+from zoo.kernels.sizes import pad_to_least
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import TableBias
 from zoo.registry import BRANCHES

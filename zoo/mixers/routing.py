@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from zoo.kernels import region_routes, routing_attention
-from zoo.layers.conv import DepthwiseConv, pad_to_multiple
+from zoo.kernels.sizes import pad_to_multiple
+from zoo.layers.conv import DepthwiseConv
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Count

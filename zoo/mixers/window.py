@@ -9,8 +9,7 @@ from torch import nn
 
 from zoo.kernels import window_attention
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import always, steps
-from zoo.layers.conv import pad_to_multiple
+from zoo.kernels.sizes import always, pad_to_multiple, steps
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
 from zoo.registry import BRANCHES
