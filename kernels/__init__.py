@@ -5,6 +5,7 @@ specification), `cases.py` (the shapes that the zoo's variants use).
 """
 
 from zoo.kernels.aggregated_attention.api import aggregated_attention
+from zoo.kernels.backends import explain_backend, use_backend
 from zoo.kernels.channel_attention.api import channel_attention
 from zoo.kernels.deform_conv.api import deform_conv
 from zoo.kernels.global_attention.api import global_attention
@@ -16,9 +17,11 @@ __all__ = [
     "aggregated_attention",
     "channel_attention",
     "deform_conv",
+    "explain_backend",
     "global_attention",
     "neighborhood_attention",
     "region_routes",
     "routing_attention",
+    "use_backend",
     "window_attention",
 ]

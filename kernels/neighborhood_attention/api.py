@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
-from zoo.kernels.neighborhood_attention import reference
+from zoo.kernels.neighborhood_attention import operator, reference
 
 
 def neighborhood_attention(
@@ -45,4 +46,7 @@ def neighborhood_attention(
     table = (q.shape[3], 2 * size[0] - 1, 2 * size[1] - 1)
     if bias is not None and bias.shape != table:
         raise ValueError(f"bias is {tuple(bias.shape)}, expected {table}")
-    return reference.neighborhood_attention(q, k, v, size, dilation, bias, scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if choose(q) == "reference":
+        return reference.neighborhood_attention(q, k, v, size, dilation, bias, scale)
+    return operator.forward(q, k, v, bias, size, dilation, scale)[0]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,6 +21,16 @@ class Case:
     size: tuple[int, int] = (7, 7)
     dilation: tuple[int, int] = (1, 1)
     bias: bool = True
+
+    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
+        """Random arguments; options are a tensor's dtype and device."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
+        table = {"bias": torch.randn(self.heads, *(2 * n - 1 for n in self.size), **options)} if self.bias else {}
+        return {"q": q, "k": k, "v": v, **table}
+
+    def settings(self) -> dict[str, tuple[int, int]]:
+        """The other arguments."""
+        return {"size": self.size, "dilation": self.dilation}
 
 
 MODELS = (
@@ -40,4 +52,6 @@ AWKWARD = (
     Case("oblong window", (8, 12), 1, 8, (3, 5), (2, 1)),
     Case("no bias", (8, 9), 2, 24, (5, 5), bias=False),
     Case("one key", (4, 3), 1, 8, (1, 1)),
+    Case("largest window", (15, 13), 1, 72, (13, 13)),
+    Case("wide head", (5, 9), 2, 96, (3, 7), (1, 1)),
 )

@@ -12,17 +12,17 @@ def neighborhood_attention(
     size: tuple[int, int],
     dilation: tuple[int, int],
     bias: torch.Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> torch.Tensor:
     """See `api.neighborhood_attention`."""
-    height, width, _, head_dim = q.shape[1:]
+    height, width = q.shape[1:3]
     rows, row_offsets = neighbors(height, size[0], dilation[0], q.device)
     columns, column_offsets = neighbors(width, size[1], dilation[1], q.device)
     keys = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(0, 1).flatten(1)
 
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # (B, heads, HW, head_dim)
     k, v = k[:, :, keys], v[:, :, keys]  # (B, heads, HW, h * w, head_dim)
-    q = q * (head_dim**-0.5 if scale is None else scale)
+    q = q * scale
     logits = (q[..., None, :] @ k.mT)[..., 0, :]
     if bias is not None:
         pairs = bias[:, row_offsets[:, None, :, None], column_offsets[None, :, None, :]]

@@ -1,0 +1,87 @@
+"""Which implementation of an operation runs for given tensors, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+from zoo.kernels import native
+
+BACKENDS = ("triton", "native", "reference")
+WIDEST_HEAD = 128
+
+_forced: str | None = None
+
+
+def choose(q: torch.Tensor) -> str:
+    """The implementation for queries like `q`: "triton", "native" (C++ on the CPU) or "reference"."""
+    return _choice(q)[0]
+
+
+def implementation(operation: str, q: torch.Tensor) -> ModuleType:
+    """The module with `forward` and `backward` of an operation for queries like `q`."""
+    return import_module(f"zoo.kernels.{operation}.{choose(q)}")
+
+
+def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor) -> str:
+    """One line: which implementation of `operation` runs for these tensors, and why not a faster one.
+
+    Args:
+        operation: the name of a function of `zoo.kernels`.
+        q, *tensors: the arguments of a call, queries first.
+
+    Raises:
+        ValueError: if there is no such operation.
+    """
+    if find_spec(f"zoo.kernels.{operation}") is None:
+        raise ValueError(f"there is no operation {operation!r} in zoo.kernels")
+    if find_spec(f"zoo.kernels.{operation}.operator") is None:
+        return f"{operation}: reference, PyTorch's own kernels are the fastest known"
+    backend, reason = _choice(q)
+    return f"{operation}: {backend}, {reason}"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within this context every operation that has the implementation `name` runs it, to compare or to debug."""
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _choice(q: torch.Tensor) -> tuple[str, str]:
+    if _forced is not None:
+        return _forced, "asked for by use_backend"
+    if torch.compiler.is_exporting():
+        return "reference", "an exported program holds PyTorch's own operators only"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "reference", f"the kernels compute in float32, not in {q.dtype}"
+    if q.shape[-1] > WIDEST_HEAD:
+        return "reference", f"the kernels take heads of at most {WIDEST_HEAD} channels, not {q.shape[-1]}"
+    if q.device.type == "cuda":
+        missing = _why_no_triton()
+        return ("reference", missing) if missing else ("triton", f"{q.dtype} on a GPU")
+    if q.device.type == "cpu":
+        missing = native.why_not()
+        return ("reference", missing) if missing else ("native", f"{q.dtype} on the CPU")
+    return "reference", f"there are no kernels for {q.device.type}"
+
+
+@torch.compiler.assume_constant_result
+def _why_no_triton() -> str:
+    """The reason why Triton kernels cannot run; empty if they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.version.hip and torch.cuda.get_device_capability() < (7, 5):
+        return "the kernels need a GPU of compute capability 7.5 or later"
+    return ""

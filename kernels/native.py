@@ -1,0 +1,89 @@
+"""Builds the C++ kernels for the processor at hand, once, at their first use; without a compiler they are just absent.
+
+The sources use neither Python's nor PyTorch's headers: they see pointers, so a build takes seconds and serves every
+version of both. `torch.utils.cpp_extension` would do, but a process killed while it builds leaves a lock behind on
+which every later one waits for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+LONGEST_BUILD = 300
+"""Seconds."""
+
+
+@torch.compiler.assume_constant_result
+def why_not() -> str:
+    """The reason why there are no C++ kernels on this machine; empty if there are."""
+    return _library()[1]
+
+
+def call(function: str, *arguments: object) -> None:
+    """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers."""
+    kernels, _ = _library()
+    getattr(kernels, function)(*(_as_c(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def as_float(x: torch.Tensor | None) -> torch.Tensor | None:
+    """`x` in single precision with the channels of a head side by side, as the C++ kernels read it."""
+    return x if x is None or (x.dtype == torch.float32 and x.stride(-1) == 1) else x.float().contiguous()
+
+
+def _as_c(argument: object) -> object:
+    if argument is None or isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+
+
+@cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    """The library of all operations, or the reason why there is none."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        return None, "no C++ compiler was found (CXX, c++, g++, clang++)"
+    try:
+        return ctypes.CDLL(str(_build(compiler))), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        output = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
+        return None, f"the C++ kernels do not build with {compiler}: {output[0]}"
+
+
+def _build(compiler: str) -> Path:
+    """The built library in the user's cache, named by all that it depends on."""
+    sources = sorted(FOLDER.glob("*/native.cpp"))
+    parts = [path.read_text() for path in [*sources, *FOLDER.glob("*.h")]]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    name = hashlib.sha256("\0".join([*parts, *FLAGS, compiler, version, _processor()]).encode()).hexdigest()[:24]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo" / "kernels"
+    built = home / f"{name}.so"
+    if not built.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as folder:
+            unit = Path(folder) / "all.cpp"
+            unit.write_text("".join(f'#include "{path}"\n' for path in sources))
+            command = [compiler, *FLAGS, f"-I{FOLDER}", str(unit), "-o", f"{folder}/all.so"]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONGEST_BUILD)
+            os.replace(f"{folder}/all.so", built)  # another process may be doing the same: both files are equal
+    return built
+
+
+def _processor() -> str:
+    """What "native" stands for: the instructions that the processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
