@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 LONGEST_BUILD = 300
 """Seconds."""
 
@@ -40,6 +40,16 @@ def call(function: str, *arguments: object) -> None:
 def as_float(x: torch.Tensor | None) -> torch.Tensor | None:
     """`x` in single precision with the channels of a head side by side, as the C++ kernels read it."""
     return x if x is None or (x.dtype == torch.float32 and x.stride(-1) == 1) else x.float().contiguous()
+
+
+def numbers(*values: int) -> torch.Tensor:
+    """Integers as the C++ kernels read a list of them."""
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def strides(*maps: torch.Tensor) -> torch.Tensor:
+    """Strides of the first four axes of (B, H, W, heads, head_dim) tensors, one after the other."""
+    return numbers(*(stride for x in maps for stride in x.stride()[:4]))
 
 
 def _as_c(argument: object) -> object:
