@@ -1,0 +1,60 @@
+"""Aggregated attention on the CPU: calls native.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.native import as_float, call, numbers, strides
+
+MOST_PARTS = 4
+"""Tasks of a head, in the backward pass; each has a gradient of the biases of its own."""
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pooled_k: torch.Tensor,
+    pooled_v: torch.Tensor,
+    local_bias: torch.Tensor,
+    pooled_bias: torch.Tensor,
+    extra: torch.Tensor,
+    size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `operator.forward`."""
+    maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
+    plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
+    out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
+    shape = numbers(*q.shape, *pooled_k.shape[1:3], size)
+    call("aggregated_attention_forward", *maps, *plain, out, lse, shape, strides(*maps, out))
+    return out.to(q.dtype), lse
+
+
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pooled_k: torch.Tensor,
+    pooled_v: torch.Tensor,
+    local_bias: torch.Tensor,
+    pooled_bias: torch.Tensor,
+    extra: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    size: int,
+) -> tuple[torch.Tensor, ...]:
+    """See `operator.backward`."""
+    maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
+    plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
+    grad, out = as_float(grad), as_float(out)
+    dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
+    dpooled = [torch.empty(t.shape) for t in (pooled_k, pooled_v)]
+    parts = max(1, min(MOST_PARTS, q.shape[0]))
+    biases = [torch.zeros(parts, *t.shape) for t in (local_bias, pooled_bias)]
+    dextra = torch.empty(extra.shape)
+    shape = numbers(*q.shape, *pooled_k.shape[1:3], size)
+    layout = strides(*maps, grad, out, dq, dpooled[0])
+    results = (dq, dk, dv, *dpooled, *biases, dextra)
+    call("aggregated_attention_backward", grad, *maps, *plain, out, lse, *results, shape, layout, parts)
+    return tuple(t.to(q.dtype) for t in (dq, dk, dv, *dpooled, *(b.sum(0) for b in biases), dextra))

@@ -1,0 +1,47 @@
+"""Routing attention on the CPU: calls native.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.native import as_float, call, numbers, strides
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: list[int], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `operator.forward`.
+
+    Raises:
+        ValueError: if a route leads to no region.
+    """
+    if routes.numel() and not 0 <= routes.min() <= routes.max() < routes.shape[1]:
+        raise ValueError(f"routes hold {routes.min()} to {routes.max()}, expected 0 to {routes.shape[1] - 1}")
+    dtype = q.dtype
+    q, k, v = (as_float(t) for t in (q, k, v))
+    routes = routes.long().contiguous()
+    out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
+    shape, layout = numbers(*q.shape, *region, routes.shape[2]), strides(q, k, v, out)
+    call("routing_attention_forward", q, k, v, routes, out, lse, shape, layout, scale)
+    return out.to(dtype), lse
+
+
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    routes: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    region: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `operator.backward`."""
+    dtype = q.dtype
+    grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
+    routes = routes.long().contiguous()
+    dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
+    shape, layout = numbers(*q.shape, *region, routes.shape[2]), strides(q, k, v, grad, out, dq)
+    call("routing_attention_backward", grad, q, k, v, routes, out, lse, dq, dk, dv, shape, layout, scale)
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
