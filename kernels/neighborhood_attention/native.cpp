@@ -60,7 +60,9 @@ struct Problem {
   Axis y, x;
   float scale;
 
-  int64_t table() const { return (2 * y.size - 1) * (2 * x.size - 1); }
+  // Rows of a table of biases are longer than they need be, so that a whole vector can be read from each entry.
+  int64_t table_row() const { return 2 * x.size - 1 + 16; }
+  int64_t table() const { return (2 * y.size - 1) * table_row(); }
 };
 
 // One query's window: where it begins, and the table of biases moved to it.
@@ -73,7 +75,7 @@ struct Window {
     int64_t column_group = position % p.x.dilation, column_rank = position / p.x.dilation;
     left = p.x.first(column_rank, column_group);
     column = rows.start[column_group] + left;
-    bias = (top - rank + p.y.size - 1) * (2 * p.x.size - 1) + left - column_rank + p.x.size - 1;
+    bias = (top - rank + p.y.size - 1) * p.table_row() + left - column_rank + p.x.size - 1;
   }
 };
 
@@ -121,14 +123,16 @@ inline void spread(const float* weights, const float* vector, Rows& rows, const 
 // Add the biases of a window; lanes behind its rows hold no key.
 template <int H, int V>
 inline void add_bias(const Problem& p, const float* table, const Window& window, float* logits) {
-  for (int r = 0; r < H; r++)
-    for (int j = 0; j < V * LANES; j++) {
-      float& logit = logits[r * V * LANES + j];
-      if (j >= p.x.size)
-        logit = MINUS_INFINITY;
-      else if (table)
-        logit += table[window.bias + r * (2 * p.x.size - 1) + j];
+  for (int j = 0; j < V; j++) {
+    Integers lane;
+    for (int i = 0; i < LANES; i++) lane[i] = j * LANES + i;
+    for (int r = 0; r < H; r++) {
+      float* logit = logits + (r * V + j) * LANES;
+      Vector x = load(logit);
+      if (table) x += load(table + window.bias + r * p.table_row() + j * LANES);
+      store(logit, lane < int(p.x.size) ? x : all(MINUS_INFINITY));
     }
+  }
 }
 
 inline void take(const float* from, int dim, std::vector<float>& to) { std::copy(from, from + dim, to.begin()); }
@@ -191,8 +195,10 @@ void backward_group(const Problem& p, const Map& grad, const Map& out, const flo
         store(&changes[j], load(&weights[j]) * (load(&changes[j]) - mean));
       if (dtable)
         for (int r = 0; r < H; r++)
-          for (int j = 0; j < p.x.size; j++)
-            dtable[window.bias + r * (2 * p.x.size - 1) + j] += changes[r * V * LANES + j];
+          for (int j = 0; j < V * LANES; j += LANES) {
+            float* entry = dtable + window.bias + r * p.table_row() + j;
+            store(entry, load(entry) + load(&changes[r * V * LANES + j]));
+          }
       sum_window<H, V>(changes.data(), p.scale, keys, window, sums.data());
       std::copy(sums.begin(), sums.begin() + p.dim, dq.at(b, row, position, head));
       for (float& x : query) x *= p.scale;
@@ -249,6 +255,7 @@ void by_size(int64_t rows, int64_t columns, Run run) {
 extern "C" {
 
 // shape: batch, height, width, heads, dim, size h, size w, dilation h, dilation w. strides: four for each map.
+// Tables of biases: (2 * size h - 1, 2 * size w - 1 + 16) for each head.
 void neighborhood_attention_forward(const float* q, const float* k, const float* v, const float* bias, float* out,
                                     float* lse, const int64_t* shape, const int64_t* strides, float scale,
                                     int64_t threads) {

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from torch.nn import functional as F
+
 from zoo.kernels.native import as_float, call, numbers, strides
+
+SPARE = 16
+"""Numbers behind each row of a table, so that the kernels can read a whole vector from its last entry."""
 
 
 def forward(
@@ -19,7 +24,7 @@ def forward(
     """See `operator.forward`."""
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
-    bias = None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else F.pad(bias.float(), (0, SPARE))
     out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
     shape = numbers(*q.shape, *size, *dilation)
     call("neighborhood_attention_forward", q, k, v, bias, out, lse, shape, strides(q, k, v, out), scale)
@@ -41,11 +46,11 @@ def backward(
     """See `operator.backward`."""
     dtype, table = q.dtype, bias
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
-    bias = None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else F.pad(bias.float(), (0, SPARE))
     dq, dk, dv = (torch.empty(q.shape) for _ in range(3))
     partial = None if bias is None else bias.new_zeros(q.shape[0] * dilation[0], *bias.shape)
     shape = numbers(*q.shape, *size, *dilation)
     layout = strides(q, k, v, grad, out, dq)
     call("neighborhood_attention_backward", grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale)
-    dbias = torch.empty(0) if partial is None else partial.sum(0).to(table.dtype)
+    dbias = torch.empty(0) if partial is None else partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias

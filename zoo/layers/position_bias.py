@@ -141,8 +141,9 @@ class PooledBias(nn.Module):
         (y, rows), (z, columns) = (pooled_distances(*side, device=weight.device) for side in sides)
         axes = (8 * d / (side - 1) for d, side in zip((y, z), self.pretrained, strict=True))
         y, z = (a.sign() * a.abs().add(1).log2() / 3 for a in axes)
-        coordinates = torch.stack(torch.meshgrid(y, z, indexing="ij"), dim=-1).to(weight.dtype)
-        table = self.fc2(F.relu(self.fc1(coordinates))).permute(2, 0, 1)
+        down, right = (a.to(weight.dtype)[:, None] * w for a, w in zip((y, z), weight.unbind(1), strict=True))
+        hidden = (down[:, None] + (right + self.fc1.bias)).relu_()  # fc1 of every pair, from its two halves
+        table = self.fc2(hidden).permute(2, 0, 1)
         return table[:, rows[:, None, :, None], columns[None, :, None, :]].flatten(1, 2).flatten(2)
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import window_attention
-from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import always, pad_to_multiple, steps
+from zoo.kernels.sizes import pad_to_multiple, steps
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
 from zoo.registry import BRANCHES
@@ -60,13 +59,11 @@ class WindowAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         size, interval = self._groups(height, width)
-        step = (size[0] * interval[0], size[1] * interval[1])
         if self.pad == "zeros":
-            x = pad_to_multiple(x, step)
+            x = pad_to_multiple(x, (size[0] * interval[0], size[1] * interval[1]))
         bias = None if self.pos_bias is None else self.pos_bias(size)
-        if self.pad == "zeros" or (always(height % step[0] == 0) and always(width % step[1] == 0)):
-            return self._attend_groups(x, size, interval, bias)[:, :height, :width]
-        return self.proj(window_attention(*self.qkv(x), size, interval, bias).flatten(3))
+        out = window_attention(*self.qkv(x), size, interval, bias)
+        return self.proj(out[:, :height, :width].flatten(3))
 
     def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size and interval of the groups on a map."""
@@ -75,14 +72,3 @@ class WindowAttention(nn.Module):
         if self.interval == "grid":
             return self.size, (steps(height, self.size[0]), steps(width, self.size[1]))
         return self.size, (self.interval,) * 2
-
-    def _attend_groups(
-        self, x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int], bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The same on a map that the groups cover exactly, with each group laid out as a row of a map.
-
-        Regrouping the input copies it once; regrouping queries, keys and values behind the projection, three times.
-        """
-        rows = partition(x, size, interval)
-        out = window_attention(*self.qkv(rows), (1, rows.shape[2]), bias=bias)
-        return unpartition(self.proj(out.flatten(3)), size, interval, x.shape[1:3])
