@@ -86,6 +86,7 @@ def _build(compiler: str) -> Path:
             unit.write_text("".join(f'#include "{path}"\n' for path in sources))
             command = [compiler, *FLAGS, f"-I{FOLDER}", str(unit), "-o", f"{folder}/all.so"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONGEST_BUILD)
+            ctypes.CDLL(f"{folder}/all.so")  # what does not load must not be kept
             os.replace(f"{folder}/all.so", built)  # another process may be doing the same: both files are equal
     return built
 

@@ -142,7 +142,7 @@ class PooledBias(nn.Module):
         axes = (8 * d / (side - 1) for d, side in zip((y, z), self.pretrained, strict=True))
         y, z = (a.sign() * a.abs().add(1).log2() / 3 for a in axes)
         down, right = (a.to(weight.dtype)[:, None] * w for a, w in zip((y, z), weight.unbind(1), strict=True))
-        hidden = (down[:, None] + (right + self.fc1.bias)).relu_()  # fc1 of every pair, from its two halves
+        hidden = F.relu(down[:, None] + (right + self.fc1.bias), inplace=True)  # fc1 of all pairs, from its two halves
         table = self.fc2(hidden).permute(2, 0, 1)
         return table[:, rows[:, None, :, None], columns[None, :, None, :]].flatten(1, 2).flatten(2)
 
