@@ -24,6 +24,11 @@ def test_the_example_file_trains(tmp_path: Path) -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_the_example_of_kernels_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "use_backend" in code), {})
+    assert capsys.readouterr().out == "neighborhood_attention: native, torch.float32 on the CPU\n"
+
+
 @pytest.mark.slow
 def test_the_model_table_is_current() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_table.py"), "--check"])
