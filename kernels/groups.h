@@ -11,15 +11,15 @@ constexpr int BLOCK = 64;  // queries whose weights are held at once
 // one channel of all rows lies side by side. A null pointer is a row of zeros.
 struct Packed {
   int count = 0, dim, padded, width = 0;
-  std::vector<float> rows, turned;
+  Numbers rows, turned;
 
   explicit Packed(int dim) : dim(dim), padded(rounded(dim)) {}
 
   void take(const std::vector<float*>& from, bool want_rows, bool want_turned) {
     count = from.size();
     width = rounded(count);
-    if (want_rows) rows.assign(count * padded, 0.f);
-    if (want_turned) turned.assign(dim * width, 0.f);
+    if (want_rows) rows.zero(count * padded);
+    if (want_turned) turned.zero(dim * width);
     for (int j = 0; j < count; j++) {
       if (!from[j]) continue;
       if (want_rows) std::copy(from[j], from[j] + dim, &rows[j * padded]);
@@ -32,7 +32,7 @@ struct Packed {
 // What every task of one thread reuses.
 struct Workspace {
   Packed keys, values, queries, weighting;
-  std::vector<float> weights, changes, sums, key_sums, value_sums;
+  Numbers weights, changes, sums, key_sums, value_sums;
 
   explicit Workspace(int dim) : keys(dim), values(dim), queries(dim), weighting(dim) {}
 };
@@ -114,8 +114,8 @@ inline void attend_backward(Workspace& w, const Group& group, float scale) {
   w.weights.resize(BLOCK * width);
   w.changes.resize(BLOCK * width);
   w.sums.resize(BLOCK * padded);
-  w.key_sums.assign(w.keys.count * padded, 0.f);
-  w.value_sums.assign(w.keys.count * padded, 0.f);
+  w.key_sums.zero(w.keys.count * padded);
+  w.value_sums.zero(w.keys.count * padded);
   for (int begin = 0; begin < w.queries.count; begin += BLOCK) {
     int count = std::min(BLOCK, w.queries.count - begin);
     logits(w, group, begin, count, scale);

@@ -46,7 +46,7 @@ inline float largest(Vector x) {
 
 // exp to 2 units in the last place: 2^n times the Taylor polynomial of the rest, |rest| <= log(2) / 2.
 // 0 below the smallest normal number, so that a masked logit of -infinity weighs nothing.
-inline Vector exponential(Vector logit) {
+[[gnu::always_inline]] inline Vector exponential(Vector logit) {
   Vector x = larger(logit, all(-87.f));
   Vector turns = x * 1.44269504f;
   Integers n = __builtin_convertvector(turns + (turns < 0 ? all(-.5f) : all(.5f)), Integers);
@@ -56,6 +56,21 @@ inline Vector exponential(Vector logit) {
   for (float coefficient : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) y = y * rest + coefficient;
   return logit < -87.f ? Vector{} : y * (Vector)((n + 127) << 23);
 }
+
+// Numbers that begin on the boundary of a vector: a load never straddles two cache lines.
+class Numbers {
+  struct alignas(4 * LANES) Cell {
+    float x[LANES];
+  };
+  std::vector<Cell> cells;
+
+ public:
+  float* data() { return reinterpret_cast<float*>(cells.data()); }
+  float& operator[](int64_t i) { return data()[i]; }
+  bool empty() const { return cells.empty(); }
+  void resize(int64_t n) { cells.resize((n + LANES - 1) / LANES); }
+  void zero(int64_t n) { cells.assign((n + LANES - 1) / LANES, Cell{}); }
+};
 
 inline int rounded(int n) { return (n + LANES - 1) / LANES * LANES; }
 

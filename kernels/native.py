@@ -74,7 +74,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 def _build(compiler: str) -> Path:
     """The built library in the user's cache, named by all that it depends on."""
     sources = sorted(FOLDER.glob("*/native.cpp"))
-    parts = [path.read_text() for path in [*sources, *FOLDER.glob("*.h")]]
+    parts = [path.read_text() for path in [*sources, *sorted(FOLDER.glob("**/*.h"))]]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     name = hashlib.sha256("\0".join([*parts, *FLAGS, compiler, version, _processor()]).encode()).hexdigest()[:24]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo" / "kernels"

@@ -20,6 +20,7 @@ from zoo.weights.transforms import TRANSFORMS
 
 ROOT = Path(zoo.__file__).parents[1]
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+NATIVE = sorted([*ROOT.glob("kernels/**/*.cpp"), *ROOT.glob("kernels/**/*.h")])
 LONGEST = 300
 LONG_FOR_A_REASON: dict[str, str] = {}
 
@@ -101,7 +102,7 @@ def test_a_mixer_never_imports_another(path: Path) -> None:
     assert path.name == "__init__.py" or not others
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*FILES, *NATIVE], ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short(path: Path) -> None:
     name = str(path.relative_to(ROOT))
     lines = len(path.read_text().splitlines())

@@ -35,7 +35,13 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
 
 def _sources() -> list[str]:
     """Every module and configuration of the repository, as named inside the package."""
-    kept = [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("configs/*.yaml")]
+    kept = [
+        *ROOT.glob("kernels/**/*.py"),
+        *ROOT.glob("kernels/**/*.cpp"),
+        *ROOT.glob("kernels/**/*.h"),
+        *ROOT.glob("configs/*.py"),
+        *ROOT.glob("configs/*.yaml"),
+    ]
     found = [f"zoo/{path.relative_to(ROOT)}" for path in kept]
     return found + [str(path.relative_to(ROOT)) for path in ROOT.glob("zoo/**/*.py")]
 

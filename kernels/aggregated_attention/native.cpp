@@ -168,8 +168,8 @@ void backward_image(const Problem& p, Workspace& w, const Map& grad, const Map& 
                     const Gradients& to, int64_t b, int64_t head) {
   w.keys.take(pooled_rows(p, p.pooled_k, b, head), true, true);
   w.values.take(pooled_rows(p, p.pooled_v, b, head), false, true);
-  w.key_sums.assign(w.keys.count * w.keys.padded, 0.f);
-  w.value_sums.assign(w.keys.count * w.keys.padded, 0.f);
+  w.key_sums.zero(w.keys.count * w.keys.padded);
+  w.value_sums.zero(w.keys.count * w.keys.padded);
   for (int64_t begin = 0; begin < p.positions(); begin += BLOCK)
     backward_block(p, w, grad, out, lse, to, b, head, begin, std::min<int64_t>(begin + BLOCK, p.positions()));
   std::vector<float*> dk = pooled_rows(p, to.pooled_k, b, head), dv = pooled_rows(p, to.pooled_v, b, head);
