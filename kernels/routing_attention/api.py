@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
-from zoo.kernels.routing_attention import reference
+from zoo.kernels.routing_attention import operator, reference
 from zoo.kernels.sizes import steps
 
 
@@ -39,7 +40,10 @@ def routing_attention(
     regions = steps(q.shape[1], region[0]) * steps(q.shape[2], region[1])
     if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not routes.shape[2] > 0:
         raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
-    return reference.routing_attention(q, k, v, routes, region, q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if choose(q) == "reference":
+        return reference.routing_attention(q, k, v, routes, region, scale)
+    return operator.forward(q, k, v, routes, region, scale)[0]
 
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int], topk: int) -> torch.Tensor:

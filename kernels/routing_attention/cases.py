@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from zoo.kernels.routing_attention.reference import region_routes
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,6 +23,15 @@ class Case:
     region: tuple[int, int]
     topk: int
 
+    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
+        """Random arguments; options are the dtype and device of the floating-point ones."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
+        return {"q": q, "k": k, "v": v, "routes": region_routes(q, k, self.region, self.topk)}
+
+    def settings(self) -> dict[str, tuple[int, int]]:
+        """The other arguments."""
+        return {"region": self.region}
+
 
 MODELS = (
     Case("biformer_tiny stage 0", (56, 56), 2, 32, (8, 8), 1),
@@ -27,10 +40,17 @@ MODELS = (
     Case("biformer_base stage 0", (56, 56), 3, 32, (8, 8), 1),
     Case("biformer_base stage 1", (28, 28), 6, 32, (4, 4), 4),
     Case("biformer_base stage 2", (14, 14), 12, 32, (2, 2), 16),
+    Case("hybrid_neighborhood_routing_global stage 2", (16, 16), 8, 32, (2, 2), 8),
 )
 AWKWARD = (
     Case("odd map", (9, 13), 2, 16, (3, 4), 2),
     Case("one position a region", (4, 3), 1, 8, (1, 1), 5),
     Case("one region", (5, 6), 2, 8, (5, 6), 1),
     Case("fewer regions than asked for", (4, 4), 1, 8, (2, 2), 9),
+    Case("one position a region, few chosen", (5, 7), 1, 8, (1, 1), 2),
+    Case("small regions beyond the map", (7, 9), 2, 48, (2, 2), 6),
+    Case("region of several tiles", (9, 11), 1, 24, (9, 8), 2),
+    Case("region larger than the map", (5, 3), 1, 16, (8, 8), 1),
+    Case("wide head", (6, 9), 1, 96, (3, 3), 4),
+    Case("wider head, small regions", (5, 6), 2, 72, (2, 2), 9),
 )

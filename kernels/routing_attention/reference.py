@@ -35,9 +35,11 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], top
 
 def _region_means(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, heads, head_dim) to the mean over each region's positions inside the map, (B, regions, channels)."""
-    height, width = x.shape[1:3]
-    x = x.flatten(3).to(torch.promote_types(x.dtype, torch.float32))
-    sums = partition(pad_to_multiple(x, region), region, (1, 1)).sum(2)
+    (height, width), (h, w) = x.shape[1:3], region
+    x = pad_to_multiple(x.flatten(3), region)
+    batch, filled_height, filled_width, channels = x.shape
+    x = x.reshape(batch, filled_height // h, h, filled_width // w, w, channels)
+    sums = x.sum(4, dtype=torch.promote_types(x.dtype, torch.float32)).sum(2).flatten(1, 2)
     rows, columns = (
         (n - torch.arange(0, n, r, device=x.device)).clamp(max=r) for n, r in zip((height, width), region, strict=True)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.kernels import region_routes, routing_attention
+from zoo.kernels import native, region_routes, routing_attention, use_backend
 from zoo.kernels.routing_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -130,6 +130,30 @@ def test_positions_beyond_the_map_take_part_as_zeros() -> None:
     out = routing_attention(q, q, torch.ones_like(q), routes, 2)
     expected = torch.tensor([[1, 1, 0.5], [1, 1, 0.5], [0.5, 0.5, 0.25]])
     torch.testing.assert_close(out, expected[None, :, :, None, None].expand_as(q))
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize(("region", "topk"), [((3, 3), 2), ((2, 2), 16), ((1, 1), 7)])
+@pytest.mark.parametrize("lot", ["at random, some twice", "one region by all", "one region by all, and only that"])
+@pytest.mark.usefixtures("one_thread")
+def test_any_routes(backend: str, region: tuple[int, int], topk: int, lot: str) -> None:
+    """A region may be chosen many times, even by one region, and another never."""
+    if backend == "native" and native.why_not():
+        pytest.fail(native.why_not())
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    tensors = [t.to(device) for t in torch.randn(4, 2, 7, 8, 2, 8)]
+    regions = len(regions_of((7, 8), region))
+    routes = torch.randint(0 if lot.endswith("that") else 1, 1 if lot.endswith("that") else regions, (2, regions, topk))
+    if lot.startswith("one"):
+        routes[:, :, 0] = 0
+    results = []
+    for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
+        q, k, v, weights = (t.to(dtype, copy=True).requires_grad_() for t in tensors)
+        with use_backend(name):
+            out = routing_attention(q, k, v, routes.to(device), region)
+            results.append([out, *torch.autograd.grad((out * weights).sum(), (q, k, v))])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)

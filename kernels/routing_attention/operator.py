@@ -1,0 +1,54 @@
+"""Routing attention as an operator of PyTorch: for autograd, torch.compile and friends, whatever computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.backends import implementation
+
+
+@torch.library.custom_op("zoo::routing_attention", mutates_args=())
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: list[int], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and the logarithm of the sum of exponentials of each query's logits, (B, H, W, heads) float32."""
+    return implementation("routing_attention", q).forward(q, k, v, routes, region, scale)
+
+
+@torch.library.custom_op("zoo::routing_attention_backward", mutates_args=())
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    routes: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    region: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v."""
+    return implementation("routing_attention", q).backward(grad, q, k, v, routes, out, lse, region, scale)
+
+
+@forward.register_fake
+def _(q, k, v, routes, region, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+@backward.register_fake
+def _(grad, q, k, v, routes, out, lse, region, scale):
+    return tuple(q.new_empty(q.shape) for _ in range(3))
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, routes, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, routes, *output)
+
+
+def _differentiate(ctx, grad, _):
+    q, k, v, routes, out, lse = ctx.saved_tensors
+    return *backward(grad, q, k, v, routes, out, lse, *ctx.settings), None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
