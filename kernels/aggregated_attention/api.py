@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.aggregated_attention import reference
+from zoo.kernels.aggregated_attention import operator, reference
+from zoo.kernels.backends import choose
 from zoo.kernels.checks import check_qkv
 
 
@@ -51,4 +52,7 @@ def aggregated_attention(
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(shape)}")
-    return reference.aggregated_attention(q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra, size)
+    tensors = (q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra)
+    if choose(q) == "reference":
+        return reference.aggregated_attention(*tensors, size)
+    return operator.forward(*tensors, size)[0]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Case:
@@ -18,6 +20,26 @@ class Case:
     heads: int
     head_dim: int = 24
     size: int = 3
+
+    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
+        """Random arguments; options are a tensor's dtype and device."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
+        pooled_k, pooled_v = torch.randn(batch, *self.pooled, 2, self.heads, self.head_dim, **options).unbind(3)
+        queries, keys, taps = self.shape[0] * self.shape[1], self.pooled[0] * self.pooled[1], self.size**2
+        return {
+            "q": q * self.head_dim**-0.5,
+            "k": k,
+            "v": v,
+            "pooled_k": pooled_k,
+            "pooled_v": pooled_v,
+            "local_bias": torch.randn(self.heads, taps, **options),
+            "pooled_bias": torch.randn(self.heads, queries, keys, **options),
+            "extra": torch.randn(batch, *self.shape, self.heads, taps, **options),
+        }
+
+    def settings(self) -> dict[str, int]:
+        """The other arguments."""
+        return {"size": self.size}
 
 
 MODELS = (
@@ -33,4 +55,9 @@ AWKWARD = (
     Case("one position", (1, 1), (1, 1), 1, 8),
     Case("wider window", (6, 5), (2, 2), 2, 8, 5),
     Case("smaller than a window", (2, 1), (1, 1), 1, 8),
+    Case("a row", (1, 17), (1, 5), 1, 32, 5),
+    Case("no window", (5, 6), (2, 2), 2, 16, 1),
+    Case("more pooled keys than positions", (4, 9), (7, 11), 2, 48),
+    Case("wide head", (5, 9), (3, 4), 2, 72),
+    Case("wider head", (9, 5), (4, 5), 1, 96),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.kernels import aggregated_attention
+from zoo.kernels import aggregated_attention, use_backend
 from zoo.kernels.aggregated_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 80, torch.bfloat16: 50, torch.float16: 50}
@@ -15,12 +15,7 @@ SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <
 
 def inputs(case: Case, batch: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     """q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra."""
-    qkv = torch.randn(batch, *case.shape, 3, case.heads, case.head_dim, dtype=dtype).unbind(3)
-    pooled = torch.randn(batch, *case.pooled, 2, case.heads, case.head_dim, dtype=dtype).unbind(3)
-    pairs = (case.shape[0] * case.shape[1], case.pooled[0] * case.pooled[1])
-    local_bias, pooled_bias = (torch.randn(case.heads, *n, dtype=dtype) for n in ((case.size**2,), pairs))
-    extra = torch.randn(batch, *case.shape, case.heads, case.size**2, dtype=dtype)
-    return [qkv[0] * case.head_dim**-0.5, *qkv[1:], *pooled, local_bias, pooled_bias, extra]
+    return list(case.tensors(batch, dtype=dtype).values())
 
 
 def window(case: Case, y: int, x: int) -> tuple[torch.Tensor, ...]:
@@ -123,6 +118,18 @@ def test_any_strides(case: Case) -> None:
 def test_two_runs_are_equal(case: Case) -> None:
     tensors = inputs(case, dtype=torch.float32)
     assert torch.equal(*(aggregated_attention(*tensors, case.size) for _ in range(2)))
+
+
+def test_triton_splits_a_large_batch() -> None:
+    """Gradients of biases are sums over images; from the ninth image on they are sums of parts."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = [t.to(device).requires_grad_() for t in inputs(AWKWARD[3], batch=17, dtype=torch.float32)]
+    found, expected = [], []
+    for backend, gradients in (("triton", found), ("reference", expected)):
+        with use_backend(backend):
+            out = aggregated_attention(*tensors, AWKWARD[3].size)
+        gradients += torch.autograd.grad(out.sin().sum(), tensors)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_compiles_as_one_graph() -> None:
