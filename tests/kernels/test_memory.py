@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import zoo.kernels
 from tests.kernels.test_backends import CASES, _module, _name
-from zoo.kernels import native, use_backend
+from zoo.kernels import native
 from zoo.kernels.routing_attention.cases import Case
 
 FORWARD, TRAINING = 0.75, 3.0
