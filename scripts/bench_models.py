@@ -1,144 +1,200 @@
-"""Times whole models against timm's of the same name: throughput and peak memory, eager and compiled.
+"""Times whole models against the same models in other code: throughput and peak memory, forward passes and training.
 
     python scripts/bench_models.py                              # davit_tiny and maxvit_tiny_tf_224, batch 1 and 8
     python scripts/bench_models.py --model davit_base --batch 4 --mode eager --csv benchmarks/models.csv
+    python scripts/bench_models.py --model nat_tiny --peer ../published.py --pass forward --pass training
 
-Both models run in one process, in turn, so that a change of the machine's speed hits both; medians are compared.
-Peak memory is the most that one forward pass holds in tensors at once, beside the model and the images.
+Peers are timm, where it has a model of the name, and the files given as `--peer`: each defines `create_model(name)`, a
+module or None (or any exception) for a name it does not know, and is named by its stem. That is how published code that
+is no part of this repository is compared. All run in one process, in turn, so that a change of the machine's speed hits
+them alike; medians are compared. Peak memory is the most that one pass holds in tensors at once, beside the model and
+the images. A training pass is a forward and a backward pass of a cross entropy, without stochastic depth and optimiser.
+Below single precision the passes run under autocast.
 """
 
 from __future__ import annotations
 
-import csv
-import platform
-import statistics
-import time
-from datetime import date
-from itertools import accumulate
+import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated
 
 import timm
 import torch
 import typer
+from measure import Call, append, default_device, peak_memory, race, setting
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch import nn
+from torch.nn import functional as F
 
 import zoo
 
-PROVIDERS = ("zoo", "timm")
+Factory = Callable[[str], nn.Module | None]
+TIMM = frozenset(timm.list_models())
+"""As timm comes: published code registers its own models there when it is imported."""
 
 
 def main(
-    model: Annotated[list[str], typer.Option(help="Names that the zoo and timm share.")] = [  # noqa: B006
-        "davit_tiny",
-        "maxvit_tiny_tf_224",
-    ],
+    model: Annotated[list[str], typer.Option(help="Variants of the zoo.")] = ["davit_tiny", "maxvit_tiny_tf_224"],  # noqa: B006
     batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
     mode: Annotated[list[str], typer.Option(help="eager, compiled")] = ["eager", "compiled"],  # noqa: B006
+    passes: Annotated[list[str], typer.Option("--pass", help="forward, training")] = ["forward"],  # noqa: B006
     size: Annotated[int, typer.Option(min=32, help="Side of the square images.")] = 224,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
+    device: Annotated[str, typer.Option(help="cuda or cpu")] = default_device(),
+    peer: Annotated[list[Path] | None, typer.Option(help="Python files with `create_model(name)`.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Timed passes of each model.")] = 20,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
 ) -> None:
-    """Print a table of throughput and peak memory, ours against timm's."""
-    rows = [entry for n in model for m in mode for b in batch for entry in measure(n, m, b, size, rounds)]
-    show(rows)
-    if csv_file is not None:
-        append(csv_file, rows)
+    """Print a table of throughput and peak memory, ours against the others'."""
+    factories = {"zoo": own, "timm": from_timm} | {path.stem: from_file(path) for path in peer or ()}
+    cells = [(n, m, p, b) for n in model for m in mode for p in passes for b in batch]
+    groups = []
+    for name, way, kind, images in cells:
+        groups.append(measure(factories, name, way, kind, images, size, dtype, device, rounds))
+        if csv_file is not None:
+            append(csv_file, groups[-1])
+    show(groups)
 
 
-def measure(name: str, mode: str, batch: int, size: int, rounds: int) -> list[dict]:
-    """The rows of one model, mode and batch: ours and timm's."""
+def measure(
+    factories: dict[str, Factory],
+    name: str,
+    mode: str,
+    kind: str,
+    batch: int,
+    size: int,
+    dtype: str,
+    device: str,
+    rounds: int,
+) -> list[dict]:
+    """The rows of one model, mode, pass and batch: ours and each peer's that knows the model and can run it."""
     torch.compiler.reset()
-    models = {provider: build(provider, name, mode) for provider in PROVIDERS}
-    images = torch.randn(batch, 3, size, size)
-    seconds = race(models, images, rounds)
+    images = torch.randn(batch, 3, size, size, device=device)
+    calls = {}
+    for provider, factory in factories.items():
+        call = prepared(factory, name, mode, kind, images, getattr(torch, dtype))
+        if call is not None and (provider == "zoo" or works(call, f"{provider}, {name}, {mode}, {kind}")):
+            calls[provider] = call
+    seconds = race(calls, rounds)
+    first_peer = next((provider for provider in calls if provider != "zoo"), "zoo")
     return [
         {
-            "date": date.today().isoformat(),
-            "device": device(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "zoo": zoo.__version__,
+            **setting(device, timm=timm.__version__),
             "model": name,
             "provider": provider,
             "mode": mode,
+            "pass": kind,
+            "dtype": dtype,
             "batch": batch,
             "size": size,
             "median_ms": round(1e3 * seconds[provider], 2),
             "images_per_second": round(batch / seconds[provider], 2),
-            "ratio": round(seconds["timm"] / seconds[provider], 3),
-            "peak_mb": round(peak_memory(models[provider], images), 1),
+            "ratio": round(seconds[first_peer] / seconds[provider], 3),
+            "peak_mb": round(peak_memory(call, device), 1),
         }
-        for provider in PROVIDERS
+        for provider, call in calls.items()
     ]
 
 
-def show(rows: list[dict]) -> None:
-    """Print rows, ours beside timm's."""
-    table = Table("model", "batch", "mode", "zoo img/s", "timm img/s", "speed", "zoo MB", "timm MB", "memory")
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        table.add_row(
-            ours["model"],
-            str(ours["batch"]),
-            ours["mode"],
-            *(f"{entry['images_per_second']:.1f}" for entry in (ours, theirs)),
-            f"{ours['ratio']:.2f}x",
-            *(f"{entry['peak_mb']:.0f}" for entry in (ours, theirs)),
-            f"{ours['peak_mb'] / theirs['peak_mb']:.2f}x",
-        )
-    Console(width=120).print(table)
+def show(groups: list[list[dict]]) -> None:
+    """Print rows, ours beside each peer's."""
+    names = (
+        "model",
+        "batch",
+        "mode",
+        "pass",
+        "peer",
+        "zoo img/s",
+        "peer img/s",
+        "speed",
+        "zoo MB",
+        "peer MB",
+        "memory",
+    )
+    table = Table(*names)
+    for ours, *others in groups:
+        start = (ours["model"], str(ours["batch"]), ours["mode"], ours["pass"])
+        if not others:
+            table.add_row(*start, "-", f"{ours['images_per_second']:.1f}", "-", "-", f"{ours['peak_mb']:.0f}", "-", "-")
+        for theirs in others:
+            table.add_row(
+                *start,
+                theirs["provider"],
+                *(f"{entry['images_per_second']:.1f}" for entry in (ours, theirs)),
+                f"{theirs['median_ms'] / ours['median_ms']:.2f}x",
+                *(f"{entry['peak_mb']:.0f}" for entry in (ours, theirs)),
+                f"{ours['peak_mb'] / theirs['peak_mb']:.2f}x",
+            )
+    Console(width=140).print(table)
 
 
-def build(provider: str, name: str, mode: str) -> torch.nn.Module:
-    """The model `name` of "zoo" or "timm", in evaluation mode."""
+def own(name: str) -> nn.Module:
+    """Our model."""
+    return zoo.create_model(name, drop_path_rate=0.0)
+
+
+def from_timm(name: str) -> nn.Module | None:
+    """Timm's model, if it has one."""
+    return timm.create_model(name) if name in TIMM else None
+
+
+def from_file(path: Path) -> Factory:
+    """The `create_model` that a Python file defines; what it raises means that it does not know a name."""
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def create(name: str) -> nn.Module | None:
+        try:
+            return module.create_model(name)
+        except Exception as error:
+            warnings.warn(f"{path.stem} gives no {name}: {type(error).__name__}: {error}", stacklevel=2)
+            return None
+
+    return create
+
+
+def prepared(
+    factory: Factory, name: str, mode: str, kind: str, images: torch.Tensor, dtype: torch.dtype
+) -> Call | None:
+    """One pass of a model as a call without arguments; None if there is no such model."""
     torch.manual_seed(0)
-    model = (zoo if provider == "zoo" else timm).create_model(name).eval()
-    return torch.compile(model, dynamic=False) if mode == "compiled" else model
+    model = factory(name)
+    if model is None:
+        return None
+    model = model.to(images.device).train(kind == "training")
+    model = torch.compile(model, dynamic=False) if mode == "compiled" else model
+    return partial(train if kind == "training" else infer, model, images, dtype)
 
 
 @torch.inference_mode()
-def race(models: dict[str, torch.nn.Module], images: torch.Tensor, rounds: int, warmup: int = 3) -> dict[str, float]:
-    """Median seconds of a forward pass of each model, passes in turn."""
-    seconds: dict[str, list[float]] = {who: [] for who in models}
-    for i in range(rounds + warmup):
-        for who, model in models.items():
-            start = time.perf_counter()
-            model(images)
-            if i >= warmup:
-                seconds[who].append(time.perf_counter() - start)
-    return {who: statistics.median(values) for who, values in seconds.items()}
-
-
-@torch.inference_mode()
-def peak_memory(model: torch.nn.Module, images: torch.Tensor) -> float:
-    """Megabytes, from the allocator's own record of one forward pass."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+def infer(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
+    """A forward pass."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         model(images)
-    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = (event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
-    return max(accumulate(sizes)) / 2**20
 
 
-def device() -> str:
-    """The processor's own name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def train(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
+    """A forward and a backward pass; the gradients are let go."""
+    labels = torch.arange(len(images), device=images.device)
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    model.zero_grad(set_to_none=True)
 
 
-def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+def works(call: Call, what: str) -> bool:
+    """Whether a peer can run at all; if not, it is left out with a warning."""
+    try:
+        call()
+    except Exception as error:  # whatever stops the code of others is not ours to fix
+        warnings.warn(f"{what}: left out, {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
+        return False
+    return True
 
 
 if __name__ == "__main__":

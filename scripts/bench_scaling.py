@@ -9,14 +9,14 @@ The growth is the exponent p of cost ~ pixels ** p between the smallest and the 
 from __future__ import annotations
 
 import math
-import platform
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from bench_models import append, device, peak_memory, race
+from bench_models import infer
+from measure import append, peak_memory, race, setting
 from rich.console import Console
 from rich.table import Table
 
@@ -56,18 +56,13 @@ def measure(name: str, side: int, rounds: int) -> dict:
     key, _, number = option.partition("=")
     torch.manual_seed(0)
     model = zoo.create_model(variant, **({key: int(number)} if option else {})).eval()
-    images = torch.randn(1, 3, side, side)
+    call = partial(infer, model, torch.randn(1, 3, side, side), torch.float32)
     return {
-        "date": date.today().isoformat(),
-        "device": device(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "zoo": zoo.__version__,
+        **setting("cpu"),
         "model": name,
         "size": side,
-        "median_ms": round(1e3 * race({name: model}, images, rounds, warmup=1)[name], 1),
-        "peak_mb": round(peak_memory(model, images), 1),
+        "median_ms": round(1e3 * race({name: call}, rounds, warmup=1)[name], 1),
+        "peak_mb": round(peak_memory(call), 1),
     }
 
 

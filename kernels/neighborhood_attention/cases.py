@@ -54,4 +54,6 @@ AWKWARD = (
     Case("one key", (4, 3), 1, 8, (1, 1)),
     Case("largest window", (15, 13), 1, 72, (13, 13)),
     Case("wide head", (5, 9), 2, 96, (3, 7), (1, 1)),
+    Case("borders that many see", (13, 13), 1, 32),
+    Case("48 channels", (6, 7), 1, 48, (3, 3), (2, 1)),
 )

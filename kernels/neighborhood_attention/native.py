@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from torch.nn import functional as F
 
 from zoo.kernels.native import as_float, call, numbers, strides
@@ -52,5 +51,5 @@ def backward(
     shape = numbers(*q.shape, *size, *dilation)
     layout = strides(q, k, v, grad, out, dq)
     call("neighborhood_attention_backward", grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale)
-    dbias = torch.empty(0) if partial is None else partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()
+    dbias = torch.empty(0, dtype=dtype) if partial is None else partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias

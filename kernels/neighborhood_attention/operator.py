@@ -35,9 +35,7 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v and bias; the last is empty without a bias."""
-    return implementation("neighborhood_attention", q).backward(
-        grad, q, k, v, bias, out, lse, size, dilation, scale
-    )
+    return implementation("neighborhood_attention", q).backward(grad, q, k, v, bias, out, lse, size, dilation, scale)
 
 
 @forward.register_fake
@@ -47,7 +45,8 @@ def _(q, k, v, bias, size, dilation, scale):
 
 @backward.register_fake
 def _(grad, q, k, v, bias, out, lse, size, dilation, scale):
-    return *(q.new_empty(q.shape) for _ in range(3)), bias.new_empty(0 if bias is None else bias.shape)
+    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return *(q.new_empty(q.shape) for _ in range(3)), dbias
 
 
 def _save(ctx, inputs, output) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
-from zoo.kernels.window_attention import reference
+from zoo.kernels.window_attention import operator, reference
 
 
 def window_attention(
@@ -40,4 +41,7 @@ def window_attention(
     tokens = size[0] * size[1]
     if bias is not None and bias.shape != (q.shape[3], tokens, tokens):
         raise ValueError(f"bias is {tuple(bias.shape)}, expected {(q.shape[3], tokens, tokens)}")
-    return reference.window_attention(q, k, v, size, interval, bias, scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if choose(q) == "reference":
+        return reference.window_attention(q, k, v, size, interval, bias, scale)
+    return operator.forward(q, k, v, bias, size, interval, scale)[0]

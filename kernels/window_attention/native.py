@@ -55,5 +55,5 @@ def backward(
         "window_attention_backward",
         *(grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale, parts),
     )
-    dbias = torch.empty(0) if partial is None else partial.sum(0).to(table.dtype)
+    dbias = torch.empty(0, dtype=dtype) if partial is None else partial.sum(0).to(table.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias

@@ -16,7 +16,7 @@ def window_attention(
     size: tuple[int, int],
     interval: tuple[int, int],
     bias: torch.Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> torch.Tensor:
     """See `api.window_attention`."""
     batch, height, width = q.shape[:3]
@@ -41,7 +41,7 @@ def _padding_mask(
     interval: tuple[int, int],
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """(groups, 1, tokens, tokens): 0 for keys of the map, a large negative number for the added ones.
+    """(groups, 1, 1, tokens): 0 for keys of the map, a large negative number for the added ones.
 
     Finite, so that a group without a single real key still has a softmax and a gradient.
     """
@@ -49,4 +49,4 @@ def _padding_mask(
     real = partition((rows[:, None] & columns[None, :])[None, ..., None], size, interval)[0, :, :, 0]
     mask = torch.zeros(real.shape, dtype=like.dtype, device=like.device)
     mask = mask.masked_fill(~real, torch.finfo(like.dtype).min / 2)
-    return mask[:, None, None, :].expand(-1, -1, real.shape[1], -1)
+    return mask[:, None, None, :]

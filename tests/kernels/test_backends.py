@@ -34,6 +34,16 @@ def _cases(operation: str) -> list:
 CASES = [(operation, case) for operation in OPERATIONS for case in _cases(operation)]
 AWKWARD = [(operation, case) for operation in OPERATIONS for case in _module(operation).AWKWARD]
 
+COMPILED = [
+    (operation, case)
+    for operation in OPERATIONS
+    for case in (
+        _module(operation).AWKWARD[0],
+        *(c for c in _module(operation).AWKWARD if not getattr(c, "bias", True)),
+    )
+]
+"""An awkward case of each operation, and those without a bias."""
+
 
 def _name(value: object) -> str:
     return getattr(value, "name", str(value))
@@ -161,9 +171,8 @@ def test_operator_is_registered_properly(operation: str, backend: str) -> None:
     torch.library.opcheck(operator.forward, tuple(arguments))
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_compiles_as_one_graph(operation: str, backend: str) -> None:
-    case = _module(operation).AWKWARD[0]
+@pytest.mark.parametrize(("operation", "case"), COMPILED, ids=_name)
+def test_compiles_as_one_graph(operation: str, case, backend: str) -> None:
     tensors = case.tensors(1, device=_device(backend))
     call = getattr(zoo.kernels, operation)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")

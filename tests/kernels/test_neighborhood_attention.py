@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.kernels import neighborhood_attention
+from zoo.kernels import neighborhood_attention, use_backend
 from zoo.kernels.neighborhood_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -146,6 +146,46 @@ def test_compiles_as_one_graph() -> None:
     compiled = torch.compile(neighborhood_attention, fullgraph=True, backend="aot_eager")
     arguments = (q, k, v, case.size, case.dilation, bias)
     torch.testing.assert_close(compiled(*arguments), neighborhood_attention(*arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [AWKWARD[2], AWKWARD[-2]], ids=lambda c: c.name)
+def test_a_program_takes_several_images(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a large batch: the Triton kernels keep the biases of a tile from image to image."""
+    lattice = pytest.importorskip("zoo.kernels.neighborhood_attention.triton_lattice")
+    monkeypatch.setattr(lattice, "PROGRAMS", 1)
+    lattice._layout.cache_clear()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = case.tensors(3, dtype=torch.float16, device=device)
+    with use_backend("triton"):
+        found = gradients(case, tensors)
+    lattice._layout.cache_clear()
+    with use_backend("reference"):
+        expected = gradients(case, {name: t.double() for name, t in tensors.items()})
+    for result, exact in zip(found, expected, strict=True):
+        unit = torch.finfo(torch.float16).eps * max(1.0, exact.abs().max().item())
+        assert (result.double() - exact).abs().max() < BOUND[torch.float16] * unit
+
+
+def gradients(case: Case, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The output, and the gradients of all arguments for a fixed weighting of the output."""
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    out = neighborhood_attention(**leaves, **case.settings())
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).sin().view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), weights.to(out.dtype))]
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_a_scale_that_is_not_positive(scale: float) -> None:
+    case = AWKWARD[4]
+    tensors = case.tensors(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    results = {}
+    for backend in ("triton", "reference"):
+        leaves = [t.detach().requires_grad_() for t in tensors.values()]
+        with use_backend(backend):
+            out = neighborhood_attention(*leaves, case.size, case.dilation, scale=scale)
+            results[backend] = [out, *torch.autograd.grad(out.square().sum(), leaves)]
+    torch.testing.assert_close(results["triton"], results["reference"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Window attention as an operator of PyTorch: for autograd, torch.compile and friends, whatever computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.kernels.backends import implementation
+
+
+@torch.library.custom_op("zoo::window_attention", mutates_args=())
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    size: list[int],
+    interval: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and the logarithm of the sum of exponentials of each query's logits, (B, H, W, heads) float32."""
+    return implementation("window_attention", q).forward(q, k, v, bias, size, interval, scale)
+
+
+@torch.library.custom_op("zoo::window_attention_backward", mutates_args=())
+def backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    size: list[int],
+    interval: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k, v and bias; the last is empty without a bias."""
+    return implementation("window_attention", q).backward(grad, q, k, v, bias, out, lse, size, interval, scale)
+
+
+@forward.register_fake
+def _(q, k, v, bias, size, interval, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+@backward.register_fake
+def _(grad, q, k, v, bias, out, lse, size, interval, scale):
+    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return *(q.new_empty(q.shape) for _ in range(3)), dbias
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, bias, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, bias, *output)
+
+
+def _differentiate(ctx, grad, _):
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    dq, dk, dv, dbias = backward(grad, q, k, v, bias, out, lse, *ctx.settings)
+    return dq, dk, dv, None if bias is None else dbias, None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)

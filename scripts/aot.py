@@ -1,0 +1,189 @@
+"""Compiles Triton kernels for GPUs that are not there: what an operation would launch, and what it would take.
+
+The door at which kernels are launched (`zoo.kernels.launch`) is replaced by a recorder, so an operation on the CPU
+shows its launches without running them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import zoo.kernels
+from zoo.kernels import launch as door
+from zoo.kernels import use_backend
+
+warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+SHARED = {"sm_75": 65536, "sm_80": 166912, "sm_86": 101376, "sm_89": 101376}
+"""Bytes of shared memory that a program may take; see `Target.shared`."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU by the name of its generation: sm_80, gfx942."""
+
+    name: str
+
+    @property
+    def generation(self) -> int:
+        """What `zoo.kernels.launch.capability` answers on it."""
+        return int(self.name.removeprefix("sm_")) if self.cuda else 90
+
+    @property
+    def cuda(self) -> bool:
+        return self.name.startswith("sm_")
+
+    @property
+    def shared(self) -> int:
+        """The most shared memory of a program, in bytes; CUDA C++ Programming Guide, AMD's CDNA 3 manual."""
+        if not self.cuda:
+            return 65536
+        return SHARED.get(self.name, 232448 if self.generation < 120 else 101376)
+
+    def triton(self) -> GPUTarget:
+        return GPUTarget("cuda", self.generation, 32) if self.cuda else GPUTarget("hip", self.name, 64)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as Triton would specialise it for the arguments of a launch."""
+
+    module: str
+    name: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    aligned: tuple[int, ...]
+    """Which arguments are multiples of 16."""
+    small: tuple[int, ...]
+    """Which arguments are tensors of at most 2 GB."""
+    options: tuple[tuple[str, int], ...]
+
+
+def recorded(operation: str, case, dtype: torch.dtype, generations: list[int], batch: int) -> dict[int, list[Kernel]]:
+    """What a forward and a backward pass of a case launch, by the generation of the GPU."""
+    import_module(f"zoo.kernels.{operation}.triton")
+    tensors = case.tensors(batch, dtype=dtype)
+    leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
+    found = {}
+    for generation in generations:
+        with recorder(generation) as kernels, use_backend("triton"):
+            out = getattr(zoo.kernels, operation)(**leaves, **case.settings())
+            torch.autograd.grad(out, [t for t in leaves.values() if t.requires_grad], torch.zeros_like(out))
+        found[generation] = kernels
+    return found
+
+
+@contextmanager
+def recorder(generation: int) -> Iterator[list[Kernel]]:
+    """Within this context launches are noted instead of run, as on a GPU of that generation."""
+    kernels: list[Kernel] = []
+
+    def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+        if all(grid):
+            kernels.append(specialised(kernel, arguments, options))
+
+    replaced = {door.launch: launch, door.capability: lambda device: generation}
+    places = [
+        (module, name, value)
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("zoo.kernels")
+        for name, value in vars(module).items()
+        if callable(value) and value in replaced
+    ]
+    for module, name, value in places:
+        setattr(module, name, replaced[value])
+    try:
+        yield kernels
+    finally:
+        for module, name, value in places:
+            setattr(module, name, value)
+
+
+def specialised(kernel, arguments: tuple, options: dict[str, object]) -> Kernel:
+    """The variant of a `triton.jit` kernel that is compiled for these arguments: the rules of `triton.runtime.jit`."""
+    named = {name: options.pop(name) for name in list(options) if name in kernel.arg_names}
+    bound = kernel.signature.bind(*arguments, **named)
+    bound.apply_defaults()
+    signature, constants, aligned, small = {}, {}, [], []
+    for i, parameter in enumerate(kernel.params):
+        value = bound.arguments[parameter.name]
+        free = not parameter.do_not_specialize
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if parameter.is_constexpr or value is None or (whole and value == 1 and free):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        signature[parameter.name] = type_of(value)
+        number = value.data_ptr() if isinstance(value, torch.Tensor) else value if whole else 1
+        if number % 16 == 0 and free and not parameter.do_not_specialize_on_alignment:
+            aligned.append(i)
+        if isinstance(value, torch.Tensor) and value.untyped_storage().size() < 2**31:
+            small.append(i)
+    pairs = (tuple(part.items()) for part in (signature, constants))
+    return Kernel(kernel.__module__, kernel.__name__, *pairs, tuple(aligned), tuple(small), tuple(options.items()))
+
+
+def type_of(value: object) -> str:
+    """The type of a run-time argument in Triton's words."""
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compiled(kernel: Kernel, target: Target) -> dict[str, object]:
+    """What a kernel takes on a target: registers and spilled bytes of a thread, bytes of shared memory; or an error."""
+    attributes = {(i,): [["tt.divisibility", 16]] for i in kernel.aligned}
+    if not target.cuda:
+        for i in kernel.small:
+            attributes.setdefault((i,), []).append(["tt.pointer_range", 32])
+    try:
+        function = getattr(import_module(kernel.module), kernel.name)
+        source = ASTSource(function, dict(kernel.signature), dict(kernel.constants), attributes)
+        binary = triton.compile(source, target=target.triton(), options=dict(kernel.options))
+    except Exception as error:  # a compiler's error of any kind is the finding
+        lines = str(error).strip().splitlines() or [""]
+        return {"registers": "", "spills": "", "shared": "", "error": f"{type(error).__name__}: {lines[-1][:200]}"}
+    registers, spills = _cuda_usage(binary.asm["cubin"]) if target.cuda else _hip_usage(binary.asm["amdgcn"])
+    return {"registers": registers, "spills": spills, "shared": binary.metadata.shared, "error": ""}
+
+
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of the stack, which a kernel without calls and local arrays uses for spills alone."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return tuple(int(re.search(rf"\b{word}:(\d+)", text)[1]) for word in ("REG", "STACK"))
+
+
+def _hip_usage(assembly: str) -> tuple[int, int]:
+    """Vector registers and bytes of scratch memory."""
+    words = ("vgpr_count", "private_segment_fixed_size")
+    return tuple(int(re.search(rf"\.{word}:\s*(\d+)", assembly)[1]) for word in words)

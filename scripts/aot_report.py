@@ -1,0 +1,165 @@
+"""Compiles every Triton kernel of every operation for GPUs from T4 to B200, without one: does it fit?
+
+    python scripts/aot_report.py --csv benchmarks/aot.csv
+    python scripts/aot_report.py --operation window_attention --target sm_75 --case stage --dtype float16
+
+The launches of a forward and a backward pass of each case of a real variant, and of some awkward ones, are recorded and
+compiled as they would be at run time. Exit status 1 if a kernel does not compile, takes more shared memory than the GPU
+has, or, with heads of at most 64 channels on sm_80 or later, spills registers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import date
+from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import triton
+import typer
+from aot import Kernel, Target, compiled, recorded
+from measure import append
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import zoo
+
+TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
+DTYPES = ["float16", "bfloat16", "float32"]
+AWKWARD_CASES = 3
+"""How many of the awkward cases of an operation are compiled, the widest heads first."""
+NARROW = 64
+"""Heads up to which nothing may spill."""
+
+
+def main(
+    operation: Annotated[list[str] | None, typer.Option(help="Operations; all that have Triton kernels.")] = None,
+    case: Annotated[str, typer.Option(help="Part of a case's name.")] = "",
+    target: Annotated[list[str], typer.Option(help="sm_75, sm_86, gfx942, ...")] = TARGETS,
+    dtype: Annotated[list[str], typer.Option(help="float16, bfloat16 (not on sm_75), float32")] = DTYPES,
+    batch: Annotated[int, typer.Option(min=1)] = 64,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
+) -> None:
+    """Print registers, spills and shared memory of every kernel on every target."""
+    if os.environ.get("TRITON_INTERPRET"):
+        raise typer.BadParameter("unset TRITON_INTERPRET: interpreted kernels are not compiled")
+    wanted, broken = [], []
+    for name in operation or with_triton():
+        try:
+            wanted += variants(name, case, target, dtype, batch)
+        except Exception as error:  # the other operations are still of interest
+            broken.append(f"does not run: {name}: {type(error).__name__}: {error}")
+    rows = compile_all(wanted, jobs)
+    show(rows)
+    if csv_file is not None and rows:
+        append(csv_file, rows)
+    for row in rows:
+        if row["problem"]:
+            who = f"{row['kernel']} on {row['target']}, {row['dtype']}, {row['options']}, {row['case']}"
+            broken.append(f"{row['problem']}: {who}: {row['error']}")
+    for problem in broken:
+        print(problem)
+    raise typer.Exit(1 if broken else 0)
+
+
+def with_triton() -> list[str]:
+    """The operations that have Triton kernels."""
+    folders = sorted(Path(zoo.kernels.__file__).parent.glob("*/operator.py"))
+    return [f.parent.name for f in folders if find_spec(f"zoo.kernels.{f.parent.name}.triton")]
+
+
+def variants(operation: str, part: str, targets: list[str], dtypes: list[str], batch: int) -> list[tuple]:
+    """(operation, kernel, target, dtype, cases): each variant of a kernel once, with the cases that launch it."""
+    cases_of = import_module(f"zoo.kernels.{operation}.cases")
+    awkward = sorted(cases_of.AWKWARD, key=lambda case: -case.head_dim)[:AWKWARD_CASES]
+    cases = [case for case in (*cases_of.MODELS, *awkward) if part in case.name]
+    found: dict[tuple[Kernel, Target, str], list] = defaultdict(list)
+    for case in track(cases, f"{operation}: recording"):
+        for dtype in dtypes:
+            aims = [aim for aim in map(Target, targets) if dtype != "bfloat16" or aim.name != "sm_75"]
+            launches = recorded(operation, case, getattr(torch, dtype), [aim.generation for aim in aims], batch)
+            for aim in aims:
+                for kernel in dict.fromkeys(launches[aim.generation]):
+                    kernel = kernel if not aim.cuda else replace(kernel, small=())
+                    found[kernel, aim, dtype].append(case)
+    return [(operation, *key, cases) for key, cases in found.items()]
+
+
+def compile_all(wanted: list[tuple], jobs: int) -> list[dict]:
+    """A row for each variant."""
+    kernels, targets = [entry[1] for entry in wanted], [entry[2] for entry in wanted]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        results = pool.map(compiled, kernels, targets)
+        results = list(track(results, f"compiling {len(wanted)} variants", total=len(wanted)))
+    return [row_of(*entry, result) for entry, result in zip(wanted, results, strict=True)]
+
+
+def row_of(operation: str, kernel: Kernel, target: Target, dtype: str, cases: list, result: dict) -> dict:
+    """The row of one variant of a kernel."""
+    narrow = min(case.head_dim for case in cases) <= NARROW
+    if result["error"]:
+        problem = "does not compile"
+    elif result["shared"] > target.shared:
+        problem = "too much shared memory"
+    elif result["spills"] and narrow and target.cuda and target.generation >= 80:
+        problem = "spills"
+    else:
+        problem = ""
+    return {
+        "date": date.today().isoformat(),
+        "device": "none, ahead of time",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "zoo": zoo.__version__,
+        "operation": operation,
+        "kernel": f"{kernel.module.removeprefix('zoo.kernels.')}.{kernel.name}",
+        "case": "; ".join(case.name for case in cases),
+        "dtype": dtype,
+        "target": target.name,
+        "options": " ".join(f"{name}={value}" for name, value in kernel.options),
+        **{name: result[name] for name in ("registers", "spills", "shared")},
+        "limit": target.shared,
+        "problem": problem,
+        "error": result["error"],
+    }
+
+
+def show(rows: list[dict]) -> None:
+    """Print the most that the variants of each kernel take, a line a kernel and target."""
+    table = Table("kernel", "target", "variants", "registers", "spills (B)", "shared (KiB)", "of", "problems")
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[row["kernel"], row["target"]].append(row)
+    for (kernel, target), group in sorted(groups.items(), key=lambda item: (item[0][0], listed(item[0][1]))):
+        built = [row for row in group if not row["error"]]
+        most = {name: max((row[name] for row in built), default=0) for name in ("registers", "spills", "shared")}
+        table.add_row(
+            kernel,
+            target,
+            str(len(group)),
+            *(str(most[name]) for name in ("registers", "spills")),
+            f"{most['shared'] / 1024:.1f}",
+            f"{group[0]['limit'] / 1024:.0f}",
+            str(sum(bool(row["problem"]) for row in group) or ""),
+        )
+    Console(width=140).print(table)
+
+
+def listed(name: str) -> tuple[int, str]:
+    """Sorts targets as they are listed."""
+    return (TARGETS.index(name) if name in TARGETS else len(TARGETS), name)
+
+
+if __name__ == "__main__":
+    typer.run(main)
