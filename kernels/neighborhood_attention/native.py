@@ -51,5 +51,7 @@ def backward(
     shape = numbers(*q.shape, *size, *dilation)
     layout = strides(q, k, v, grad, out, dq)
     call("neighborhood_attention_backward", grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale)
-    dbias = torch.empty(0, dtype=dtype) if partial is None else partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias
+    dq, dk, dv = (t.to(dtype) for t in (dq, dk, dv))
+    if partial is None:
+        return dq, dk, dv, torch.empty(0, dtype=dtype)
+    return dq, dk, dv, partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()

@@ -110,7 +110,7 @@ def _forward_cut(
     group, image = item // tiles % groups, item // tiles // groups
     count = tokens_within(group, height, interval_y, across, SIZE_Y, SIZE_X)
     token = item % tiles * OWN + tl.arange(0, OWN)
-    y, x, inside = locate(group, token, token < count, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X)
+    y, x, inside = locate(group, token, token < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X)
     queries = read(q, image, y, x, head, inside, q_b, q_y, q_x, q_h, D, BLOCK_D, ALIGN)
 
     largest = tl.full([OWN], UNSEEN, tl.float32)
@@ -119,7 +119,7 @@ def _forward_cut(
     for begin in range(0, count, OTHER):
         key = begin + tl.arange(0, OTHER)
         at_y, at_x, there = locate(
-            group, key, key < count, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X
+            group, key, key < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X
         )
         keys = read(k, image, at_y, at_x, head, there, k_b, k_y, k_x, k_h, D, BLOCK_D, ALIGN)
         values = read(v, image, at_y, at_x, head, there, v_b, v_y, v_x, v_h, D, BLOCK_D, ALIGN)

@@ -53,11 +53,10 @@ def tiling(q: torch.Tensor, tokens: int, backward: bool = False) -> Tiling:
 
     Without tensor cores a product holds whole rows of both factors in registers, in single precision.
     """
-    generation, small = capability(q.device), WIDEST // 2
-    plain = q.element_size() == 4 or generation < 80
+    plain, small = q.element_size() == 4 or capability(q.device) < 80, WIDEST // 2
     width = padded_channels(q) * (4 if plain else 2)
     light = width <= 128 and not plain
-    stages = 2 if light and generation < 100 else 1  # registers spill with a second stage on Blackwell
+    stages = 2 if light else 1
     if tokens <= small or (tokens <= WIDEST and (light and width <= 64 if backward else width <= 128)):
         rows = small if tokens <= small else WIDEST
         warps = 8 if plain else rows // (16 if light else 8)
