@@ -110,7 +110,9 @@ def _forward_cut(
     group, image = item // tiles % groups, item // tiles // groups
     count = tokens_within(group, height, interval_y, across, SIZE_Y, SIZE_X)
     token = item % tiles * OWN + tl.arange(0, OWN)
-    y, x, inside = locate(group, token, token < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X)
+    y, x, inside = locate(
+        group, token, token < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X
+    )
     queries = read(q, image, y, x, head, inside, q_b, q_y, q_x, q_h, D, BLOCK_D, ALIGN)
 
     largest = tl.full([OWN], UNSEEN, tl.float32)

@@ -163,7 +163,9 @@ def _backward_queries(
     group, image = item // tiles % groups, item // tiles // groups
     count = tokens_within(group, height, interval_y, across, SIZE_Y, SIZE_X)
     token = item % tiles * OWN + tl.arange(0, OWN)
-    y, x, inside = locate(group, token, token < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X)
+    y, x, inside = locate(
+        group, token, token < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X
+    )
     start, pixel = first_pixel(image, height, width), y * width + x
     queries = read(q, image, y, x, head, inside, q_b, q_y, q_x, q_h, D, BLOCK_D, ALIGN)
     change = read_map(grad, start, pixel, head, heads, inside, D, BLOCK_D)
@@ -199,7 +201,9 @@ def _backward_keys(
     group, image = item // tiles % groups, item // tiles // groups
     count = tokens_within(group, height, interval_y, across, SIZE_Y, SIZE_X)
     key = item % tiles * OWN + tl.arange(0, OWN)
-    at_y, at_x, there = locate(group, key, key < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X)
+    at_y, at_x, there = locate(
+        group, key, key < SIZE_Y * SIZE_X, height, width, interval_y, interval_x, across, SIZE_Y, SIZE_X
+    )
     start, place = first_pixel(image, height, width), at_y * width + at_x
     keys = read(k, image, at_y, at_x, head, there, k_b, k_y, k_x, k_h, D, BLOCK_D, ALIGN)
     values = read(v, image, at_y, at_x, head, there, v_b, v_y, v_x, v_h, D, BLOCK_D, ALIGN)
