@@ -18,14 +18,29 @@ struct Packed {
   void take(const std::vector<float*>& from, bool want_rows, bool want_turned) {
     count = from.size();
     width = rounded(count);
-    if (want_rows) rows.zero(count * padded);
-    if (want_turned) turned.zero(dim * width);
-    for (int j = 0; j < count; j++) {
-      if (!from[j]) continue;
-      if (want_rows) std::copy(from[j], from[j] + dim, &rows[j * padded]);
-      if (want_turned)
-        for (int c = 0; c < dim; c++) turned[c * width + j] = from[j][c];
-    }
+    if (want_rows) take_rows(from);
+    if (want_turned) take_turned(from);
+  }
+
+ private:
+  // What lies between `dim` and `padded` is zero from the beginning and never written.
+  void take_rows(const std::vector<float*>& from) {
+    rows.resize(count * padded);
+    for (int j = 0; j < count; j++)
+      if (from[j])
+        copy_row(&rows[j * padded], from[j], dim);
+      else
+        std::fill_n(&rows[j * padded], dim, 0.f);
+  }
+
+  void take_turned(const std::vector<float*>& from) {
+    turned.resize(dim * width);
+    float* to = turned.data();
+    for (int j = 0; j < width; j++)
+      if (j < count && from[j])
+        for (int c = 0; c < dim; c++) to[c * width + j] = from[j][c];
+      else
+        for (int c = 0; c < dim; c++) to[c * width + j] = 0;
   }
 };
 
@@ -46,11 +61,19 @@ struct Group {
   float* dbias = nullptr;
   int64_t bias_row = 0;
 
+  bool whole() const { return int64_t(token.size()) == bias_row; }  // token j is key j
+
   void clear() {
     for (auto* list : {&q, &k, &v, &out, &grad, &dq, &dk, &dv, &lse}) list->clear();
     token.clear();
   }
 };
+
+// Moves all rows, but those of zeros, by as many numbers.
+inline void shift(std::vector<float*>& rows, int64_t by) {
+  for (float*& row : rows)
+    if (row) row += by;
+}
 
 // Logits of the queries from `begin` on, scaled and biased; lanes behind the last key hold -infinity.
 inline void logits(Workspace& w, const Group& group, int begin, int count, float scale) {
@@ -62,7 +85,7 @@ inline void logits(Workspace& w, const Group& group, int begin, int count, float
     for (int j = 0; j < width; j++) row[j] *= scale;
     if (group.bias) {
       const float* bias = group.bias + group.token[begin + i] * group.bias_row;
-      if (int(group.token.size()) == group.bias_row)
+      if (group.whole())
         for (int j = 0; j < w.keys.count; j++) row[j] += bias[j];
       else
         for (int j = 0; j < w.keys.count; j++) row[j] += bias[group.token[j]];
@@ -84,7 +107,7 @@ inline void attend(Workspace& w, const Group& group, float scale) {
     for (int i = 0; i < count; i++) *group.lse[begin + i] = softmax(&w.weights[i * w.keys.width], w.keys.width);
     product(w.weights.data(), w.keys.width, 1, w.values.rows.data(), padded, w.sums.data(), padded, count, padded,
             w.keys.count);
-    for (int i = 0; i < count; i++) std::copy_n(&w.sums[i * padded], dim, group.out[begin + i]);
+    for (int i = 0; i < count; i++) copy_row(group.out[begin + i], &w.sums[i * padded], dim);
   }
 }
 
@@ -99,7 +122,10 @@ inline void change_of_logits(Workspace& w, const Group& group, int begin, int co
     for (int j = 0; j < width; j++) change[j] = weight[j] * (change[j] - mean);
     if (!group.dbias) continue;
     float* row = group.dbias + group.token[begin + i] * group.bias_row;
-    for (int j = 0; j < w.keys.count; j++) row[group.token[j]] += change[j];
+    if (group.whole())
+      for (int j = 0; j < w.keys.count; j++) row[j] += change[j];
+    else
+      for (int j = 0; j < w.keys.count; j++) row[group.token[j]] += change[j];
   }
 }
 

@@ -32,16 +32,27 @@ inline Vector all(float x) { return x - Vector{}; }
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
+// N numbers, a power of two, combined to one by halves: each step is one instruction.
+template <int N, class Combine>
+inline float folded(const float* x, Combine combine) {
+  if constexpr (N == 1) return x[0];
+  else {
+    float half[N / 2];
+    for (int i = 0; i < N / 2; i++) half[i] = combine(x[i], x[i + N / 2]);
+    return folded<N / 2>(half, combine);
+  }
+}
+
 inline float sum(Vector x) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += x[i];
-  return total;
+  float each[LANES];
+  store(each, x);
+  return folded<LANES>(each, [](float a, float b) { return a + b; });
 }
 
 inline float largest(Vector x) {
-  float most = x[0];
-  for (int i = 1; i < LANES; i++) most = std::max(most, x[i]);
-  return most;
+  float each[LANES];
+  store(each, x);
+  return folded<LANES>(each, [](float a, float b) { return a > b ? a : b; });
 }
 
 // exp to 2 units in the last place: 2^n times the Taylor polynomial of the rest, |rest| <= log(2) / 2.
@@ -143,6 +154,18 @@ inline float dot(const float* a, const float* b, int n) {
   float total = sum(x);
   for (; i < n; i++) total += a[i] * b[i];
   return total;
+}
+
+// A row of channels, most often a multiple of eight, without a call of memcpy.
+inline void copy_row(float* to, const float* from, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) std::memcpy(to + i, from + i, 8 * sizeof(float));
+  for (; i < n; i++) to[i] = from[i];
+}
+
+// to += factor * from; n is a multiple of LANES.
+inline void accumulate(float* to, float factor, const float* from, int n) {
+  for (int i = 0; i < n; i += LANES) store(to + i, load(to + i) + factor * load(from + i));
 }
 
 // A (B, H, W, heads, d) tensor with its channels side by side; a stride each for the first four axes.

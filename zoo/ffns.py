@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.activations import ACTIVATIONS, Act, multiply
 from zoo.layers.conv import DepthwiseConv
 from zoo.layers.linear import Linear
 from zoo.registry import BRANCHES
@@ -44,8 +44,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
         if self.gated:
-            x, gate = x.chunk(2, dim=-1)
-            return self.fc2(self.act(self.dwconv(x)) * gate)
-        return self.fc2(self.act(self.dwconv(x)))
+            x, gate = self.fc1.in_parts(x, 2)
+            return self.fc2(multiply(self.act(self.dwconv(x)), gate))
+        return self.fc2(self.act(self.dwconv(self.fc1(x))))

@@ -1,5 +1,5 @@
-// Aggregated attention on the CPU. A row of weights holds the window first, filled up to whole vectors, and then the
-// pooled keys, so that one softmax runs over both.
+// Aggregated attention on the CPU. A row of weights holds the pooled keys first and then the window, so that one
+// softmax runs over both.
 #include "groups.h"
 
 namespace zoo::aggregated {
@@ -12,19 +12,58 @@ struct Problem {
   int64_t window() const { return size * size; }
   int64_t positions() const { return height * width; }
   int64_t pooled() const { return pooled_height * pooled_width; }
+  int row() const { return rounded(pooled() + window()); }
   int64_t query(int64_t b, int64_t position, int64_t head) const { return (b * positions() + position) * heads + head; }
   float* at(const Map& map, int64_t b, int64_t position, int64_t head) const {
     return map.at(b, position / width, position % width, head);
   }
 };
 
-// Call `visit(index in the window, position)` for the window's positions that lie on the map.
-template <class Visit>
-inline void visit_window(const Problem& p, int64_t position, Visit visit) {
+// Queries from `begin` to `end` of one head of one image.
+struct Span {
+  int64_t b, head, begin, end;
+};
+
+// A key of a window: its index there, and where its row begins in a packed span.
+struct Tap {
+  int64_t index, row;
+};
+
+// Beside what groups share: the rows of all windows of a span and the gradients of these, from position `first` on.
+struct Scratch : Workspace {
+  Packed near_keys, near_values;
+  Numbers near_dk, near_dv, factors;
+  int64_t first = 0;
+  std::vector<Tap> taps;  // of the query at hand
+
+  explicit Scratch(int dim) : Workspace(dim), near_keys(dim), near_values(dim) {}
+};
+
+// The keys of a position's window that lie on the map.
+const std::vector<Tap>& window_of(const Problem& p, Scratch& w, int64_t position) {
   int64_t top = position / p.width - p.size / 2, left = position % p.width - p.size / 2;
+  int64_t from = std::max<int64_t>(0, -left), to = std::min(p.size, p.width - left);
+  w.taps.clear();
   for (int64_t i = std::max<int64_t>(0, -top); i < std::min(p.size, p.height - top); i++)
-    for (int64_t j = std::max<int64_t>(0, -left); j < std::min(p.size, p.width - left); j++)
-      visit(i * p.size + j, (top + i) * p.width + left + j);
+    for (int64_t j = from; j < to; j++)
+      w.taps.push_back({i * p.size + j, ((top + i) * p.width + left + j - w.first) * w.near_keys.padded});
+  return w.taps;
+}
+
+template <int V>
+inline void add_panel(float* to, const std::vector<Tap>& taps, const float* factors, const float* rows) {
+  Vector x[V];
+  for (int v = 0; v < V; v++) x[v] = load(to + v * LANES);
+  for (const Tap& tap : taps)
+    for (int v = 0; v < V; v++) x[v] += factors[tap.index] * load(rows + tap.row + v * LANES);
+  for (int v = 0; v < V; v++) store(to + v * LANES, x[v]);
+}
+
+// to += sum of factors * rows over a window.
+void add_window(float* to, const std::vector<Tap>& taps, const float* factors, const float* rows, int padded) {
+  int c = 0;
+  for (; c + 2 * LANES <= padded; c += 2 * LANES) add_panel<2>(to + c, taps, factors, rows + c);
+  if (c < padded) add_panel<1>(to + c, taps, factors, rows + c);
 }
 
 std::vector<float*> pooled_rows(const Problem& p, const Map& map, int64_t b, int64_t head) {
@@ -34,68 +73,85 @@ std::vector<float*> pooled_rows(const Problem& p, const Map& map, int64_t b, int
   return rows;
 }
 
-std::vector<float*> position_rows(const Problem& p, const Map& map, int64_t b, int64_t head, int64_t begin,
-                                  int64_t end) {
-  std::vector<float*> rows;
-  for (int64_t position = begin; position < end; position++) rows.push_back(p.at(map, b, position, head));
+std::vector<float*> rows_of(const Problem& p, const Map& map, const Span& span) {
+  std::vector<float*> rows(span.end - span.begin);
+  for (int64_t position = span.begin; position < span.end; position++)
+    rows[position - span.begin] = p.at(map, span.b, position, span.head);
   return rows;
 }
 
+// The span of positions that the windows of a span reach.
+Span around(const Problem& p, const Span& span) {
+  int64_t reach = p.size / 2 * (p.width + 1);
+  return {span.b, span.head, std::max<int64_t>(0, span.begin - reach), std::min(p.positions(), span.end + reach)};
+}
+
+void take_windows(const Problem& p, Scratch& w, const Span& span) {
+  Span near = around(p, span);
+  w.first = near.begin;
+  w.near_keys.take(rows_of(p, p.k, near), true, false);
+  w.near_values.take(rows_of(p, p.v, near), true, false);
+}
+
 // Weights of a block of queries before the softmax.
-void logits(const Problem& p, Workspace& w, int64_t b, int64_t head, int64_t begin) {
-  int local = rounded(p.window()), row = local + w.keys.width;
-  product(w.queries.rows.data(), w.queries.padded, 1, w.keys.turned.data(), w.keys.width, &w.weights[local], row,
-          w.queries.count, w.keys.width, p.dim);
+void logits(const Problem& p, Scratch& w, const Span& block) {
+  int row = p.row(), pooled = p.pooled(), padded = w.queries.padded;
+  product(w.queries.rows.data(), padded, 1, w.keys.turned.data(), w.keys.width, w.weights.data(), row, w.queries.count,
+          w.keys.width, p.dim);
   for (int i = 0; i < w.queries.count; i++) {
-    float* logit = &w.weights[i * row];
-    std::fill(logit, logit + local, MINUS_INFINITY);
-    visit_window(p, begin + i, [&](int64_t l, int64_t position) {
-      logit[l] = dot(&w.queries.rows[i * w.queries.padded], p.at(p.k, b, position, head), p.dim) +
-                 p.local_bias[head * p.window() + l];
-    });
-    const float* bias = p.pooled_bias + (head * p.positions() + begin + i) * p.pooled();
-    for (int64_t j = 0; j < p.pooled(); j++) logit[local + j] += bias[j];
-    std::fill(logit + local + p.pooled(), logit + row, MINUS_INFINITY);
+    float *logit = &w.weights[i * row], *query = &w.queries.rows[i * padded];
+    const float* bias = p.pooled_bias + (block.head * p.positions() + block.begin + i) * pooled;
+    for (int j = 0; j < pooled; j++) logit[j] += bias[j];
+    std::fill(logit + pooled, logit + row, MINUS_INFINITY);
+    const float* near_bias = p.local_bias + block.head * p.window();
+    for (const Tap& tap : window_of(p, w, block.begin + i))
+      logit[pooled + tap.index] = dot(query, &w.near_keys.rows[tap.row], padded) + near_bias[tap.index];
   }
 }
 
-void forward_block(const Problem& p, Workspace& w, const Map& out, float* lse, int64_t b, int64_t head, int64_t begin,
-                   int64_t end) {
-  int local = rounded(p.window()), row = local + w.keys.width, padded = w.values.padded;
-  w.queries.take(position_rows(p, p.q, b, head, begin, end), true, false);
-  w.weights.resize(BLOCK * row);
-  w.sums.resize(BLOCK * padded);
-  logits(p, w, b, head, begin);
-  for (int i = 0; i < w.queries.count; i++) lse[p.query(b, begin + i, head)] = softmax(&w.weights[i * row], row);
-  product(&w.weights[local], row, 1, w.values.rows.data(), padded, w.sums.data(), padded, w.queries.count, padded,
-          w.values.count);
+void forward_block(const Problem& p, Scratch& w, const Map& out, float* lse, const Span& block) {
+  int row = p.row(), pooled = p.pooled(), padded = w.values.padded;
+  w.queries.take(rows_of(p, p.q, block), true, false);
+  logits(p, w, block);
+  for (int i = 0; i < w.queries.count; i++)
+    lse[p.query(block.b, block.begin + i, block.head)] = softmax(&w.weights[i * row], row);
+  product(w.weights.data(), row, 1, w.values.rows.data(), padded, w.sums.data(), padded, w.queries.count, padded,
+          pooled);
   for (int i = 0; i < w.queries.count; i++) {
-    const float* extra = p.extra + p.query(b, begin + i, head) * p.window();
-    float* sums = &w.sums[i * padded];
-    visit_window(p, begin + i, [&](int64_t l, int64_t position) {
-      const float* value = p.at(p.v, b, position, head);
-      float weight = w.weights[i * row + l] + extra[l];
-      for (int c = 0; c < p.dim; c++) sums[c] += weight * value[c];
-    });
-    std::copy_n(sums, p.dim, p.at(out, b, begin + i, head));
+    const float* extra = p.extra + p.query(block.b, block.begin + i, block.head) * p.window();
+    const float* weight = &w.weights[i * row + pooled];
+    for (int64_t l = 0; l < p.window(); l++) w.factors[l] = weight[l] + extra[l];
+    const std::vector<Tap>& taps = window_of(p, w, block.begin + i);
+    add_window(&w.sums[i * padded], taps, w.factors.data(), w.near_values.rows.data(), padded);
+    copy_row(p.at(out, block.b, block.begin + i, block.head), &w.sums[i * padded], p.dim);
   }
 }
 
-constexpr int64_t CHUNK = 8;  // blocks of a task
+constexpr int64_t SPAN = 8 * BLOCK;  // queries whose windows are packed at once
+
+// Call `visit(block)` for blocks of queries of a span.
+template <class Visit>
+inline void visit_blocks(const Span& span, int64_t size, Visit visit) {
+  for (int64_t begin = span.begin; begin < span.end; begin += size)
+    visit(Span{span.b, span.head, begin, std::min(begin + size, span.end)});
+}
 
 void forward(const Problem& p, const Map& out, float* lse, int64_t threads) {
-  int64_t chunks = (p.positions() + CHUNK * BLOCK - 1) / (CHUNK * BLOCK);
+  int64_t spans = (p.positions() + SPAN - 1) / SPAN;
 #pragma omp parallel num_threads(threads)
   {
-    Workspace w(p.dim);
+    Scratch w(p.dim);
+    w.weights.resize(BLOCK * p.row());
+    w.sums.resize(BLOCK * w.values.padded);
+    w.factors.resize(p.window());
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < p.batch * p.heads * chunks; task++) {
-      int64_t chunk = task % chunks, head = task / chunks % p.heads, b = task / chunks / p.heads;
+    for (int64_t task = 0; task < p.batch * p.heads * spans; task++) {
+      int64_t begin = task % spans * SPAN, head = task / spans % p.heads, b = task / spans / p.heads;
+      Span span{b, head, begin, std::min(begin + SPAN, p.positions())};
       w.keys.take(pooled_rows(p, p.pooled_k, b, head), false, true);
       w.values.take(pooled_rows(p, p.pooled_v, b, head), true, false);
-      int64_t end = std::min((chunk + 1) * CHUNK * BLOCK, p.positions());
-      for (int64_t begin = chunk * CHUNK * BLOCK; begin < end; begin += BLOCK)
-        forward_block(p, w, out, lse, b, head, begin, std::min<int64_t>(begin + BLOCK, end));
+      take_windows(p, w, span);
+      visit_blocks(span, BLOCK, [&](const Span& block) { forward_block(p, w, out, lse, block); });
     }
   }
 }
@@ -105,78 +161,89 @@ struct Gradients {
   float *local_bias, *pooled_bias, *extra;  // the biases': of one task
 };
 
-// The window's part of the gradients of query `i` of a block; returns the mean change of its logits.
-float backward_window(const Problem& p, Workspace& w, const Gradients& to, const float* grad, const float* out,
-                      const float* query, float* weight, float* change, int64_t b, int64_t head, int64_t position) {
-  const float* extra = p.extra + p.query(b, position, head) * p.window();
-  float* dextra = to.extra + p.query(b, position, head) * p.window();
-  float* dq = p.at(to.q, b, position, head);
-  float mean = dot(grad, out, p.dim);
-  std::fill(dextra, dextra + p.window(), 0.f);
-  std::fill(dq, dq + p.dim, 0.f);
-  visit_window(p, position, [&](int64_t l, int64_t near) {
-    dextra[l] = dot(grad, p.at(p.v, b, near, head), p.dim);
-    mean -= extra[l] * dextra[l];
-  });
-  visit_window(p, position, [&](int64_t l, int64_t near) {
-    change[l] = weight[l] * (dextra[l] - mean);
-    to.local_bias[l] += change[l];
-    const float* key = p.at(p.k, b, near, head);
-    float *dk = p.at(to.k, b, near, head), *dv = p.at(to.v, b, near, head);
-    for (int c = 0; c < p.dim; c++) {
-      dq[c] += change[l] * key[c];
-      dk[c] += change[l] * query[c];
-      dv[c] += (weight[l] + extra[l]) * grad[c];
-    }
-  });
+// grad . v of the window's keys becomes the gradient of `extra` and stands behind that of the pooled ones in `change`;
+// returns the mean change of the logits.
+float change_of_window(const Problem& p, Scratch& w, const Gradients& to, const float* grad, const float* out,
+                       float* change, const Span& block, int64_t position) {
+  int64_t query = p.query(block.b, position, block.head);
+  const float* extra = p.extra + query * p.window();
+  float *dextra = to.extra + query * p.window(), mean = dot(grad, out, p.dim);
+  std::fill(change, change + p.row() - p.pooled(), 0.f);
+  for (const Tap& tap : window_of(p, w, position)) {
+    change[tap.index] = dot(grad, &w.near_values.rows[tap.row], w.near_values.padded);
+    mean -= extra[tap.index] * change[tap.index];
+  }
+  std::copy_n(change, p.window(), dextra);
   return mean;
 }
 
-void backward_block(const Problem& p, Workspace& w, const Map& grad, const Map& out, const float* lse,
-                    const Gradients& to, int64_t b, int64_t head, int64_t begin, int64_t end) {
-  int local = rounded(p.window()), row = local + w.keys.width, padded = w.keys.padded;
-  w.queries.take(position_rows(p, p.q, b, head, begin, end), true, false);
-  w.weighting.take(position_rows(p, grad, b, head, begin, end), true, false);
-  int count = w.queries.count;
-  w.weights.resize(BLOCK * row);
-  w.changes.resize(BLOCK * row);
-  w.sums.resize(BLOCK * padded);
-  logits(p, w, b, head, begin);
-  product(w.weighting.rows.data(), padded, 1, w.values.turned.data(), w.values.width, &w.changes[local], row, count,
-          w.values.width, p.dim);
-  for (int i = 0; i < count; i++) {
-    float *weight = &w.weights[i * row], *change = &w.changes[i * row];
-    weights_again(weight, row, lse[p.query(b, begin + i, head)]);
-    float mean = backward_window(p, w, to, &w.weighting.rows[i * padded], p.at(out, b, begin + i, head),
-                                 &w.queries.rows[i * padded], weight, change, b, head, begin + i);
-    for (int j = local; j < row; j++) change[j] = weight[j] * (change[j] - mean);
-    float* dbias = to.pooled_bias + (begin + i) * p.pooled();
-    for (int64_t j = 0; j < p.pooled(); j++) dbias[j] += change[local + j];
+// Adds what a query's window contributes to the gradients of its keys, its values, their bias, and the query in `dq`.
+void backward_window(const Problem& p, Scratch& w, const Gradients& to, const float* grad, const float* query,
+                     const float* weight, const float* change, float* dq, const Span& block, int64_t position) {
+  const float* extra = p.extra + p.query(block.b, position, block.head) * p.window();
+  int padded = w.near_keys.padded;
+  const std::vector<Tap>& taps = window_of(p, w, position);
+  add_window(dq, taps, change, w.near_keys.rows.data(), padded);
+  for (const Tap& tap : taps) {
+    to.local_bias[tap.index] += change[tap.index];
+    accumulate(&w.near_dk[tap.row], change[tap.index], query, padded);
+    accumulate(&w.near_dv[tap.row], weight[tap.index] + extra[tap.index], grad, padded);
   }
-  product(&w.changes[local], row, 1, w.keys.rows.data(), padded, w.sums.data(), padded, count, padded, w.keys.count);
-  for (int i = 0; i < count; i++) {
-    float* dq = p.at(to.q, b, begin + i, head);
-    for (int c = 0; c < p.dim; c++) dq[c] += w.sums[i * padded + c];
-  }
-  product<true>(&w.changes[local], 1, row, w.queries.rows.data(), padded, w.key_sums.data(), padded, w.keys.count,
-                padded, count);
-  product<true>(&w.weights[local], 1, row, w.weighting.rows.data(), padded, w.value_sums.data(), padded, w.keys.count,
-                padded, count);
 }
 
-void backward_image(const Problem& p, Workspace& w, const Map& grad, const Map& out, const float* lse,
+void backward_block(const Problem& p, Scratch& w, const Map& grad, const Map& out, const float* lse,
+                    const Gradients& to, const Span& block) {
+  int row = p.row(), pooled = p.pooled(), padded = w.keys.padded;
+  w.queries.take(rows_of(p, p.q, block), true, false);
+  w.weighting.take(rows_of(p, grad, block), true, false);
+  int count = w.queries.count;
+  logits(p, w, block);
+  product(w.weighting.rows.data(), padded, 1, w.values.turned.data(), w.values.width, w.changes.data(), row, count,
+          w.values.width, p.dim);
+  for (int i = 0; i < count; i++) {
+    int64_t position = block.begin + i;
+    float *weight = &w.weights[i * row], *change = &w.changes[i * row];
+    weights_again(weight, row, lse[p.query(block.b, position, block.head)]);
+    float mean = change_of_window(p, w, to, &w.weighting.rows[i * padded], p.at(out, block.b, position, block.head),
+                                  change + pooled, block, position);
+    for (int j = 0; j < row; j++) change[j] = weight[j] * (change[j] - mean);
+    float* dbias = to.pooled_bias + position * pooled;
+    for (int j = 0; j < pooled; j++) dbias[j] += change[j];
+  }
+  product(w.changes.data(), row, 1, w.keys.rows.data(), padded, w.sums.data(), padded, count, padded, pooled);
+  for (int i = 0; i < count; i++) {
+    backward_window(p, w, to, &w.weighting.rows[i * padded], &w.queries.rows[i * padded], &w.weights[i * row + pooled],
+                    &w.changes[i * row + pooled], &w.sums[i * padded], block, block.begin + i);
+    copy_row(p.at(to.q, block.b, block.begin + i, block.head), &w.sums[i * padded], p.dim);
+  }
+  product<true>(w.changes.data(), 1, row, w.queries.rows.data(), padded, w.key_sums.data(), padded, pooled, padded,
+                count);
+  product<true>(w.weights.data(), 1, row, w.weighting.rows.data(), padded, w.value_sums.data(), padded, pooled, padded,
+                count);
+}
+
+void add_rows(const std::vector<float*>& to, Numbers& from, int padded, int dim) {
+  for (size_t j = 0; j < to.size(); j++)
+    for (int c = 0; c < dim; c++) to[j][c] += from[j * padded + c];
+}
+
+void backward_image(const Problem& p, Scratch& w, const Map& grad, const Map& out, const float* lse,
                     const Gradients& to, int64_t b, int64_t head) {
   w.keys.take(pooled_rows(p, p.pooled_k, b, head), true, true);
   w.values.take(pooled_rows(p, p.pooled_v, b, head), false, true);
-  w.key_sums.zero(w.keys.count * w.keys.padded);
-  w.value_sums.zero(w.keys.count * w.keys.padded);
-  for (int64_t begin = 0; begin < p.positions(); begin += BLOCK)
-    backward_block(p, w, grad, out, lse, to, b, head, begin, std::min<int64_t>(begin + BLOCK, p.positions()));
-  std::vector<float*> dk = pooled_rows(p, to.pooled_k, b, head), dv = pooled_rows(p, to.pooled_v, b, head);
-  for (int j = 0; j < w.keys.count; j++) {
-    std::copy_n(&w.key_sums[j * w.keys.padded], p.dim, dk[j]);
-    std::copy_n(&w.value_sums[j * w.keys.padded], p.dim, dv[j]);
-  }
+  int padded = w.keys.padded;
+  w.key_sums.zero(p.pooled() * padded);
+  w.value_sums.zero(p.pooled() * padded);
+  visit_blocks({b, head, 0, p.positions()}, SPAN, [&](const Span& span) {
+    take_windows(p, w, span);
+    w.near_dk.zero(w.near_keys.count * padded);
+    w.near_dv.zero(w.near_keys.count * padded);
+    visit_blocks(span, BLOCK, [&](const Span& block) { backward_block(p, w, grad, out, lse, to, block); });
+    add_rows(rows_of(p, to.k, around(p, span)), w.near_dk, padded, p.dim);
+    add_rows(rows_of(p, to.v, around(p, span)), w.near_dv, padded, p.dim);
+  });
+  add_rows(pooled_rows(p, to.pooled_k, b, head), w.key_sums, padded, p.dim);
+  add_rows(pooled_rows(p, to.pooled_v, b, head), w.value_sums, padded, p.dim);
 }
 
 // The images are dealt to `parts` tasks a head; each task has tables of its own for the gradients of the biases.
@@ -184,7 +251,10 @@ void backward(const Problem& p, const Map& grad, const Map& out, const float* ls
               int64_t threads) {
 #pragma omp parallel num_threads(threads)
   {
-    Workspace w(p.dim);
+    Scratch w(p.dim);
+    w.weights.resize(BLOCK * p.row());
+    w.changes.resize(BLOCK * p.row());
+    w.sums.resize(BLOCK * w.keys.padded);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < parts * p.heads; task++) {
       Gradients own = to;

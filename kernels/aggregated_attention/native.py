@@ -49,7 +49,7 @@ def backward(
     plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
     grad, out = as_float(grad), as_float(out)
     dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
-    dpooled = [torch.empty(t.shape) for t in (pooled_k, pooled_v)]
+    dpooled = [torch.zeros(t.shape) for t in (pooled_k, pooled_v)]
     parts = max(1, min(MOST_PARTS, q.shape[0]))
     biases = [torch.zeros(parts, *t.shape) for t in (local_bias, pooled_bias)]
     dextra = torch.empty(extra.shape)

@@ -1,5 +1,5 @@
-// Routing attention on the CPU: a task of the forward pass is the queries of one region and head, which read the
-// routed regions where they lie. The backward pass takes one head of one image at a time: no two tasks share a sum.
+// Routing attention on the CPU: a task of the forward pass is the queries of one region and a few heads, which read
+// the routed regions where they lie. The backward pass takes one head of one image at a time: no two tasks share a sum.
 #include "groups.h"
 
 namespace zoo::routing {
@@ -55,16 +55,31 @@ void list_outputs(const Problem& p, const Map& grad, const Map& dq, const Map& d
     });
 }
 
+// The same rows of the next head.
+void next_head(const Problem& p, const Map& out, Group& group) {
+  shift(group.q, p.q.head);
+  shift(group.k, p.k.head);
+  shift(group.v, p.v.head);
+  shift(group.out, out.head);
+  shift(group.lse, 1);
+}
+
+constexpr int64_t HEADS = 4;  // of a task
+
 void forward(const Problem& p, const Map& out, float* lse, int64_t threads) {
+  int64_t shares = (p.heads + HEADS - 1) / HEADS;
 #pragma omp parallel num_threads(threads)
   {
     Workspace workspace(p.dim);
     Group group;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < p.batch * p.regions() * p.heads; task++) {
-      int64_t head = task % p.heads, region = task / p.heads % p.regions(), b = task / p.heads / p.regions();
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < p.batch * p.regions() * shares; task++) {
+      int64_t head = task % shares * HEADS, region = task / shares % p.regions(), b = task / shares / p.regions();
       list_inputs(p, out, lse, b, region, head, group);
-      if (!group.q.empty()) attend(workspace, group, p.scale);
+      for (int64_t end = std::min(head + HEADS, p.heads); !group.q.empty() && head < end; head++) {
+        attend(workspace, group, p.scale);
+        next_head(p, out, group);
+      }
     }
   }
 }

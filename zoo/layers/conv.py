@@ -50,7 +50,10 @@ class Conv2d(nn.Conv2d):
         padding = self.padding
         if self.same:
             x, weight, padding = self._same(x, weight)
-        out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, self.stride, padding, groups=self.groups)
+        maps = x.permute(0, 3, 1, 2)
+        if x.device.type == "cpu" and max(self.kernel_size) > 16 and always(x.shape[0] == 1):
+            maps = maps.contiguous()  # oneDNN has no fast gradient of large kernels for one map in channels_last
+        out = F.conv2d(maps, weight, bias, self.stride, padding, groups=self.groups)
         return out.permute(0, 2, 3, 1).contiguous()
 
     def _same(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
@@ -58,14 +61,15 @@ class Conv2d(nn.Conv2d):
 
         Where TensorFlow pads one more zero behind the map than before it, a padded copy of the map would cost more
         than the convolution. A zero row in front of the kernel gives the same sums. Compiled, the pad is written
-        together with whatever computes the map, and costs nothing.
+        together with whatever computes the map, and costs nothing; and the gradients of an even kernel cost oneDNN
+        several times those of an odd one.
         """
         sides = zip(x.shape[1:3], self.kernel_size, self.stride, strict=True)
         total = [max((steps(n, s) - 1) * s + k - n, 0) for n, k, s in sides]
         extra = [t % 2 for t in total]
         if always(extra[0] == 0) and always(extra[1] == 0):
             return x, weight, tuple(t // 2 for t in total)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return F.pad(x, (0, 0, 0, extra[1], 0, extra[0])), weight, tuple(t // 2 for t in total)
         return x, F.pad(weight, (extra[1], 0, extra[0], 0)), tuple((t + 1) // 2 for t in total)
 

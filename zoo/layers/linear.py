@@ -19,14 +19,24 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.apply_weight(x, self.weight, self.bias)
 
+    def in_parts(self, x: torch.Tensor, parts: int) -> list[torch.Tensor]:
+        """The output as contiguous tensors of equal width."""
+        weights = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
+        return [self.apply_weight(x, weight, bias) for weight, bias in weights]
+
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer with another weight and bias."""
-        if x.device.type != "cpu" or x.ndim != 4 or x.dtype == torch.float64:
+        if x.device.type != "cpu" or x.ndim != 4 or x.dtype == torch.float64 or _mostly_weight(x, weight):
             return F.linear(x, weight, bias)
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         tokens = _without_unit_batch(x) if compiled else x
         out = F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:3], weight.shape[0])
+
+
+def _mostly_weight(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether, in training, so few positions meet so large a weight that oneDNN's rearranging of it costs too much."""
+    return torch.is_grad_enabled() and weight.numel() >= 2**20 and always(x.shape[0] * x.shape[1] * x.shape[2] < 64)
 
 
 def _without_unit_batch(x: torch.Tensor) -> torch.Tensor:

@@ -30,10 +30,11 @@ def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.
     """norm(conv(x)); a batch norm in evaluation mode is folded into the convolution's weights.
 
     Compiled, a spatial convolution is left alone: the norm is then fused with the activation behind it, while a
-    kernel computed in the graph loses its channels_last strides and makes oneDNN copy the map.
+    kernel computed in the graph loses its channels_last strides and makes oneDNN copy the map. So is one whose
+    weights are more numbers than its input.
     """
-    fused_anyway = torch.compiler.is_compiling() and isinstance(conv, Conv2d)
-    if norm.training or fused_anyway or not isinstance(norm, BatchNorm):
+    spatial = isinstance(conv, Conv2d) and (torch.compiler.is_compiling() or conv.weight.numel() > x.numel())
+    if norm.training or spatial or not isinstance(norm, BatchNorm):
         return norm(conv(x))
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale.view(-1, *(1,) * (conv.weight.ndim - 1))

@@ -6,12 +6,18 @@ Inside a window of h x w tokens a bias is a table of the (2h-1) x (2w-1) offsets
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels.sizes import always, steps
 from zoo.layers.per_size import per_size
+from zoo.layers.per_weights import per_weights
+
+CACHED = 2**18
+"""Numbers of a hidden layer that are computed at once on a CPU."""
 
 
 class PositionBias(nn.Module):
@@ -81,6 +87,7 @@ class DynamicBias(PositionBias):
             nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)) for width in widths
         )
 
+    @per_weights
     def offsets(self, size: tuple[int, int]) -> torch.Tensor:
         x = self.proj(offset_table(*size, device=self.proj.weight.device).to(self.proj.weight.dtype))
         for layer in self.layers:
@@ -136,15 +143,31 @@ class PooledBias(nn.Module):
         return _interpolate(self._exact(self.trained, trained_keys), self.trained, trained_keys, queries, keys)
 
     def _exact(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
-        weight = self.fc1.weight
-        sides = zip(queries, keys, strict=True)
-        (y, rows), (z, columns) = (pooled_distances(*side, device=weight.device) for side in sides)
-        axes = (8 * d / (side - 1) for d, side in zip((y, z), self.pretrained, strict=True))
-        y, z = (a.sign() * a.abs().add(1).log2() / 3 for a in axes)
-        down, right = (a.to(weight.dtype)[:, None] * w for a, w in zip((y, z), weight.unbind(1), strict=True))
-        hidden = F.relu(down[:, None] + (right + self.fc1.bias), inplace=True)  # fc1 of all pairs, from its two halves
-        table = self.fc2(hidden).permute(2, 0, 1)
-        return table[:, rows[:, None, :, None], columns[None, :, None, :]].flatten(1, 2).flatten(2)
+        sides = zip(queries, keys, self.pretrained, strict=True)
+        rows, columns = (pooled_distances(*side, device=self.fc1.weight.device)[1] for side in sides)
+        pairs = self._table(queries, keys).index_select(2, columns.flatten()).index_select(1, rows.flatten())
+        return pairs.unflatten(2, columns.shape).unflatten(1, rows.shape).transpose(2, 3).flatten(3).flatten(1, 2)
+
+    @per_weights
+    def _table(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
+        """The bias of all distances that occur, (heads, vertical, horizontal)."""
+        weight, sides = self.fc1.weight, zip(queries, keys, self.pretrained, strict=True)
+        axes = (pooled_distances(*side, device=weight.device)[0].to(weight.dtype) for side in sides)
+        down, right = (axis[:, None] * w for axis, w in zip(axes, weight.unbind(1), strict=True))
+        right = right + self.fc1.bias
+        return torch.cat([self.fc2(self._hidden(part, right)) for part in _in_parts(down, right)]).permute(2, 0, 1)
+
+    @staticmethod
+    def _hidden(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """The hidden layer of all pairs of offsets: fc1 is a sum of a part of each axis."""
+        return F.relu(down[:, None] + right, inplace=True)
+
+
+def _in_parts(down: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A few rows at a time: their hidden layers stay in the cache of a CPU. Compiled, these are never written."""
+    if torch.compiler.is_compiling() or down.device.type != "cpu":
+        return (down,)
+    return down.split(max(1, CACHED // right.numel()))
 
 
 def _interpolate(
@@ -162,14 +185,17 @@ def _interpolate(
 
 
 @per_size
-def pooled_distances(length: int, pooled: int, *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances from `length` positions to the `pooled` keys that adaptive average pooling makes of them.
+def pooled_distances(
+    length: int, pooled: int, pretrained: int, *, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates of `length` positions relative to the `pooled` keys that adaptive average pooling makes of them.
 
     A key lies at the mean of the positions that it averages, so distances are multiples of one half; where
     `pooled` divides `length` they are all alike modulo one, and every second multiple does.
 
     Returns:
-        Distances query - key, all that occur, ascending, float32; and the index for each pair, (length, pooled).
+        The coordinates of all distances query - key that occur, ascending, float32; and the index for each pair,
+        (length, pooled).
     """
     key = torch.arange(pooled, device=device)
     twice = key * length // pooled + steps((key + 1) * length, pooled) - 1
@@ -179,4 +205,5 @@ def pooled_distances(length: int, pooled: int, *, device: torch.device) -> tuple
     lowest = -((pooled - 1) * length // pooled + length - 1)
     highest = 2 * (length - 1) - (steps(length, pooled) - 1)
     distances = torch.arange(lowest, highest + 1, step, device=device) / 2
-    return distances, (distance - lowest) // step
+    scaled = 8 * distances / (pretrained - 1)
+    return scaled.sign() * scaled.abs().add(1).log2() / 3, (distance - lowest) // step

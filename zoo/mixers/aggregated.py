@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import aggregated_attention
+from zoo.layers.activations import gelu
 from zoo.layers.cosine import CosineQuery
 from zoo.layers.linear import HeadsLinear, Linear, Pointwise
 from zoo.layers.per_size import per_size
@@ -81,7 +82,7 @@ class AggregatedAttention(nn.Module):
 
     def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""
-        x = F.gelu(self.sr(x)).permute(0, 3, 1, 2)
+        x = gelu(self.sr(x)).permute(0, 3, 1, 2)
         return self.norm(F.adaptive_avg_pool2d(x, pooled).permute(0, 2, 3, 1).contiguous())
 
 

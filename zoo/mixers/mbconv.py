@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.config import Norm
-from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.activations import ACTIVATIONS, Act, multiply, silu
 from zoo.layers.conv import Conv2d
 from zoo.layers.linear import Pointwise
 from zoo.layers.norm import build_norm, conv_norm
@@ -26,8 +26,8 @@ class SqueezeExcite(nn.Module):
         self.fc2 = Pointwise(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.fc2(F.silu(self.fc1(x.mean(dim=(1, 2))))).sigmoid()
-        return x * gate[:, None, None, :]
+        gate = self.fc2(silu(self.fc1(x.mean(dim=(1, 2))))).sigmoid()
+        return multiply(x, gate[:, None, None, :])
 
 
 @BRANCHES.register("mbconv")
