@@ -287,7 +287,7 @@ def transnext_block(facts: Facts, s: int, b: int) -> list[str]:
     dim, heads, hidden = facts.dims[s], facts.heads[s], facts.hidden[s]
     side, pool = facts.more[0] // 2 ** (s + 2), facts.more[2][s]
     words = [LN6, "relu", linear(512, heads), linear(dim, dim)]
-    words += [LN6, linear(dim, 2 * hidden), depthwise(3, hidden), "gelu", linear(hidden, dim)]
+    words += [LN6, *[linear(dim, hidden)] * 2, depthwise(3, hidden), "gelu", linear(hidden, dim)]
     if pool is None:
         return [*words, linear(dim, 3 * dim), attend("global", heads, 24, 1.0, bias="added")]
     pooled = [linear(dim, dim), "gelu", f"pool to {(side // pool,) * 2}", LN5, linear(dim, 2 * dim)]

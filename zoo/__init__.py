@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from zoo.edit import fuse, resize_positions
     from zoo.models import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
     from zoo.param_groups import parameter_groups
 
@@ -20,12 +21,18 @@ __all__ = [
     "ConfigError",
     "convert_checkpoint",
     "create_model",
+    "fuse",
     "list_models",
     "load_checkpoint",
     "model_info",
     "parameter_groups",
+    "resize_positions",
 ]
-_ROOMS = dict.fromkeys(__all__, "zoo.models") | {"parameter_groups": "zoo.param_groups"}
+_ROOMS = dict.fromkeys(__all__, "zoo.models") | {
+    "fuse": "zoo.edit",
+    "parameter_groups": "zoo.param_groups",
+    "resize_positions": "zoo.edit",
+}
 
 
 def __getattr__(name: str) -> Any:

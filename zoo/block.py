@@ -47,6 +47,11 @@ class Branch(nn.Module):
         y = self.drop_path(y)
         return y if self.shortcut is None else self.shortcut(x) + y
 
+    def fold(self) -> None:
+        """Put a batch norm into the layer behind it, where that is a linear one."""
+        if hasattr(self.fn, "fold_input"):
+            self.norm = self.fn.fold_input(self.norm)
+
 
 class Block(nn.Sequential):
     """Named branches in order; the first may change width and resolution."""

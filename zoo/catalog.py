@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -88,7 +89,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
         options = check_mapping(tree.get("options", {}), where / "options")
         changes = check_mapping(overrides, place).items()
         tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes}, place)
-    return parse_model(variant or path.stem, tree, where)
+    return replace(parse_model(variant or path.stem, tree, where), source=name, overrides=dict(overrides or {}))
 
 
 _FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
-from zoo.errors import CheckpointError, ConfigError
+from zoo import cli_weights
+from zoo.cli_output import console, reported
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.weights.manifest import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML.")
-console = Console()
-errors = Console(stderr=True)
-
 Model = Annotated[str, typer.Option("--model", "-m", help="A variant, FILE.yaml or FILE.yaml:VARIANT.")]
 CheckpointFile = Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Weights in any published form.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")]
@@ -38,12 +33,12 @@ def list_(
     from zoo.catalog import family_of, shipped
     from zoo.weights.manifest import checkpoints_of
 
-    with _reported():
+    with reported():
         whole = [Column(header, no_wrap=True) for header in ("model", "licence", "weights")]
         table = Table(whole[0], "params (M)", "GMACs", "size", "top-1 (%)", *whole[1:], box=box.SIMPLE, pad_edge=False)
         for name in fnmatch.filter(shipped(), pattern):
-            entries = sorted(checkpoints_of(name), key=lambda entry: entry.hub is None)
-            if family not in (None, family_of(name)) or (pretrained and not any(e.hub for e in entries)):
+            entries = sorted(checkpoints_of(name), key=lambda entry: not entry.by_machine)
+            if family not in (None, family_of(name)) or (pretrained and not any(e.by_machine for e in entries)):
                 continue
             table.add_row(name, *(_published(entries[0]) if entries else ("-",) * 6))
         if not table.row_count:
@@ -55,7 +50,7 @@ def _published(entry: Checkpoint) -> tuple[str, ...]:
     top1 = entry.top1 or entry.top1_timm
     licences = dict.fromkeys([entry.licence_code, entry.licence_weights or "not stated"])
     numbers = f"{entry.params_m:.1f}", f"{entry.gmacs:.1f}", str(entry.img_size), f"{top1:.1f}" if top1 else "-"
-    return (*numbers, ", ".join(licences), "hub" if entry.hub else "by hand")
+    return (*numbers, ", ".join(licences), entry.host if entry.by_machine else "by hand")
 
 
 @app.command()
@@ -64,7 +59,7 @@ def info(
     size: Annotated[int | None, typer.Option(help="Side of a square image for the GMACs, in pixels.")] = None,
 ) -> None:
     """What is known of one model: size, cost, accuracy, licences, where its weights are."""
-    with _reported():
+    with reported():
         from zoo import model_info
 
         facts = model_info(model, size)
@@ -80,7 +75,8 @@ def info(
     )
     table.add_row("input", ", ".join(f"{key} {value}" for key, value in facts.input_transform.items()) or "-")
     for entry in facts.checkpoints:
-        table.add_row("weights", f"{entry.id}: {entry.data}; {entry.hub or 'by hand'}")
+        place = entry.hub or (entry.sources[0] if entry.by_machine else "by hand")
+        table.add_row("weights", f"{entry.id}: {entry.data}; {place}")
     for source in facts.sources:
         table.add_row("source", source)
     console.print(table)
@@ -95,7 +91,7 @@ def predict(
     topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
 ) -> None:
     """ImageNet labels of pictures."""
-    with _reported():
+    with reported():
         from zoo.vision import load_classifier, predict, read_image
         from zoo.vision.images import ImageError
 
@@ -127,7 +123,7 @@ def features(
     longest: Annotated[int, typer.Option(min=32, help="Longer side the picture is reduced to, in pixels.")] = 640,
 ) -> None:
     """A picture of the feature pyramid: the principal components of each level as colours."""
-    with _reported():
+    with reported():
         import torch
 
         from zoo import create_model
@@ -150,11 +146,4 @@ def features(
     console.print(f"wrote {path}")
 
 
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Print the errors that are meant for people and exit with status 1, without a traceback."""
-    try:
-        yield
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+app.add_typer(cli_weights.app, name="weights")

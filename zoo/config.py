@@ -136,7 +136,11 @@ class KeySet:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that defines one variant."""
+    """Everything that defines one variant.
+
+    Attributes:
+        source, overrides: what `load_config` was given for it.
+    """
 
     name: str
     family: str
@@ -149,6 +153,8 @@ class ModelConfig:
     lr_scale: Mapping[str, float]
     checkpoints: Mapping[str, KeySet]
     where: Where = field(compare=False)
+    source: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 _MODEL_KEYS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from zoo.kernels.sizes import pad_to_least, pad_to_multiple
 from zoo.layers.activations import ACTIVATIONS, Act
 from zoo.layers.conv import Conv2d
 from zoo.layers.linear import Linear
-from zoo.layers.norm import build_norm, conv_norm
+from zoo.layers.norm import build_norm, conv_norm, fold_behind
 from zoo.registry import EMBEDS
 from zoo.schema import Count, Index, dataclass_from_yaml
 
@@ -85,6 +85,11 @@ class ConvEmbed(nn.Module):
             x = conv_norm(conv, norm, x)
             x = x if act is None else act(x)
         return x
+
+    def fold(self) -> None:
+        """Put batch norms into the convolutions before them."""
+        pairs = zip(self.convs, self.norms, strict=True)
+        self.norms = nn.ModuleList([fold_behind(conv, norm) for conv, norm in pairs])
 
 
 @EMBEDS.register("cross_scale")
@@ -172,6 +177,10 @@ class DeformEmbed(nn.Module):
         """(B, H, W, dim_in) to (B, H // 2, W // 2, dim); a smaller map is padded to one step."""
         x = pad_to_least(x, (2, 2))
         return self.act(self.norm(deform_conv(x, self.offset(x), self.conv.weight, self.conv.bias, stride=2)))
+
+    def fold(self) -> None:
+        """Put a batch norm into the convolution before it."""
+        self.norm = fold_behind(self.conv, self.norm)
 
 
 def input_convolutions(embed: Part | None) -> tuple[str, ...]:

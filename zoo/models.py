@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo import timm_models
+from zoo import stored, timm_models
 from zoo.backbone import Backbone
 from zoo.catalog import family_of, is_file, load_config, shipped
 from zoo.config import ModelConfig
@@ -21,7 +21,7 @@ from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
 from zoo.weights.files import as_state_dict, read_checkpoint
 from zoo.weights.load import LoadReport, fit
-from zoo.weights.manifest import Checkpoint, checkpoints_of
+from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -44,8 +44,9 @@ def create_model(
 
     Args:
         name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights),
-            a configuration file ("my.yaml"), or a variant in one ("my.yaml:variant").
-        pretrained: download and load the variant's published weights.
+            a configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), or a place that `zoo weights
+            publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder").
+        pretrained: load the variant's published weights, downloaded and converted the first time.
         checkpoint: a file or state dict to load instead, in any published form of the variant. With another
             number of classes the classifier is drawn anew; with other channels the first convolution is adapted.
         num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
@@ -65,6 +66,13 @@ def create_model(
         ConfigError: for an unknown name or key, or parts that do not fit together.
         CheckpointError: if weights cannot be had, read or fitted.
     """
+    described: dict[str, Any] = {}
+    if stored.is_stored(name):
+        if checkpoint is not None:
+            raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")
+        found = stored.read(name)
+        name, pretrained, checkpoint = found.variant, False, found.tensors
+        overrides, described = {**found.overrides, **overrides}, found.described
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
     if pretrained and checkpoint is not None:
@@ -78,18 +86,12 @@ def create_model(
     classes = 1000
     if checkpoint is not None:
         sized = overrides if img_size is None else {"img_size": img_size, **overrides}
-        described = _as_pretrained(checkpoint, load_config(variant, sized))
+        described |= _as_pretrained(checkpoint, load_config(variant, sized))
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
-    elif pretrained:
-        entry = _published(variant, tag)
+    elif pretrained and (entry := default_checkpoint(variant, tag)) is not None:
         settings["pretrained_cfg"], classes = entry.tag, entry.num_classes
     settings["num_classes"] = classes if num_classes is None else num_classes
-    try:
-        model = timm_models.build(variant, pretrained or checkpoint is not None, **settings)
-    except OSError as error:
-        raise CheckpointError(f"{name}: the published weights cannot be fetched: {error}") from error
-    getattr(model, "model", model).pretrained_cfg.pop("state_dict", None)
-    return model
+    return timm_models.build(variant, pretrained or checkpoint is not None, **settings)
 
 
 def split_tag(name: str) -> tuple[str, str | None]:
@@ -100,19 +102,9 @@ def split_tag(name: str) -> tuple[str, str | None]:
     return variant, tag or None
 
 
-def _published(variant: str, tag: str | None) -> Checkpoint:
-    """The checkpoint that `pretrained=True` stands for."""
-    entries = [entry for entry in checkpoints_of(variant) if tag in (None, entry.tag)]
-    for entry in entries:
-        if entry.hub is not None:
-            return entry
-    by_hand = f"; fetch it by hand from {entries[0].sources[0]} and pass checkpoint=FILE" if entries else ""
-    raise CheckpointError(f"{variant}: no published checkpoint that can be downloaded{by_hand}")
-
-
 def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig) -> dict[str, Any]:
     """timm's description of a checkpoint at hand: its tensors under our names, its classes and channels."""
-    tensors, _ = fit(_read(source), config.checkpoints, _meta_state(config), timm_models.adaptable(config))
+    tensors, _ = fit(_read(source), config.checkpoints, timm_models.meta_state(config), timm_models.adaptable(config))
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
     channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
@@ -120,12 +112,6 @@ def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig)
 
 def _read(source: str | PathLike[str] | StateDict) -> dict[str, torch.Tensor]:
     return as_state_dict(source) if isinstance(source, Mapping) else read_checkpoint(source)
-
-
-def _meta_state(config: ModelConfig, in_chans: int = 3, num_classes: int = 1000) -> dict[str, torch.Tensor]:
-    """Names and shapes of the whole variant, without memory behind them."""
-    with torch.device("meta"):
-        return Backbone(config, num_classes, in_chans).state_dict()
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool = False) -> list[str]:
@@ -138,7 +124,7 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
     """
     names = [name for name in shipped() if family in (None, family_of(name))]
     if pretrained:
-        names = [name for name in names if any(entry.hub for entry in checkpoints_of(name))]
+        names = [name for name in names if any(entry.by_machine for entry in checkpoints_of(name))]
     return names if pattern is None else fnmatch.filter(names, pattern)
 
 
@@ -153,7 +139,8 @@ def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tens
         ConfigError: for an unknown name.
     """
     config = load_config(split_tag(name)[0])
-    return fit(as_state_dict(state_dict), config.checkpoints, _meta_state(config), timm_models.adaptable(config))[0]
+    free = timm_models.adaptable(config)
+    return fit(as_state_dict(state_dict), config.checkpoints, timm_models.meta_state(config), free)[0]
 
 
 def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -> LoadReport:
@@ -168,19 +155,30 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -
 
     Raises:
         CheckpointError: if the file cannot be read or does not fit; the model is then left as it was.
+        ConfigError: if `model` is not a model of the zoo.
     """
-    backbone = model
-    while not isinstance(backbone, Backbone):
-        inner = [getattr(backbone, name, None) for name in ("_orig_mod", "module", "model")]
-        backbone = next((module for module in inner if isinstance(module, nn.Module)), None)
-        if backbone is None:
-            raise CheckpointError(f"a {type(model).__name__} is not a model of the zoo: make it with zoo.create_model")
-    targets = _meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000)
+    backbone = backbone_of(model)
+    targets = timm_models.meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000)
     own = backbone.state_dict()
     absent = [name for name in targets if name not in own]
     tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
     backbone.load_state_dict({name: value for name, value in tensors.items() if name in own}, strict=True)
     return dataclasses.replace(report, loaded=tuple(n for n in tensors if n in own), dropped=(*report.dropped, *absent))
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """The backbone inside compilers', data parallel and feature wrappers.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    inside: nn.Module | None = model
+    while inside is not None and not isinstance(inside, Backbone):
+        wrapped = [getattr(inside, name, None) for name in ("_orig_mod", "module", "model")]
+        inside = next((module for module in wrapped if isinstance(module, nn.Module)), None)
+    if inside is None:
+        raise ConfigError(f"a {type(model).__name__} is not a model of the zoo: make it with zoo.create_model")
+    return inside
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> Mode
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = Backbone(config).eval()
         model(torch.empty(1, 3, *size))
-    entries = sorted(checkpoints_of(variant), key=lambda entry: (entry.tag != tag, entry.hub is None))
+    entries = sorted(checkpoints_of(variant), key=lambda entry: (entry.tag != tag, not entry.by_machine))
     first = entries[0] if entries else None
     return ModelInfo(
         name=config.name,

@@ -6,6 +6,7 @@ with timm's own machinery.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,10 +21,11 @@ from zoo.backbone import Backbone
 from zoo.catalog import load_config, shipped
 from zoo.config import ModelConfig
 from zoo.embeds import input_convolutions
-from zoo.errors import ConfigError
+from zoo.errors import CheckpointError, ConfigError
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit
-from zoo.weights.manifest import Checkpoint, checkpoints
+from zoo.weights.manifest import Checkpoint, checkpoints, default_checkpoint
+from zoo.weights.store import tensors_of
 
 PREFIX = "zoo_"
 _MOST_PARAMETERS = 10e9
@@ -61,7 +63,9 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         timm_settings["pretrained_cfg_overlay"] = overlay | (timm_settings.get("pretrained_cfg_overlay") or {})
     else:
         timm_settings.setdefault("pretrained_cfg", cfg)
-    return build_model_with_cfg(
+    if pretrained and name in shipped():
+        timm_settings["pretrained_cfg_overlay"] |= _weights(name, timm_settings)
+    model = build_model_with_cfg(
         partial(Backbone, config),
         PREFIX + config.name,
         pretrained,
@@ -70,6 +74,41 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         **settings,
         **timm_settings,
     )
+    getattr(model, "model", model).pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _weights(variant: str, timm_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published tensors of a variant, unless timm was told of others or of a cache of its own."""
+    tag = timm_settings.get("pretrained_cfg")
+    given = "state_dict" in timm_settings["pretrained_cfg_overlay"] or not isinstance(tag, str | None)
+    if given or timm_settings.get("cache_dir"):
+        return {}
+    entry = default_checkpoint(variant, tag)
+    if entry is None:
+        raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
+    return {"state_dict": published_tensors(entry)}
+
+
+def published_tensors(entry: Checkpoint) -> dict[str, torch.Tensor]:
+    """A published checkpoint under our names, fetched and converted the first time.
+
+    Raises:
+        CheckpointError: if it cannot be had, read or converted.
+    """
+    config = load_config(entry.variant)
+    form = hashlib.sha256(repr(config.checkpoints).encode()).hexdigest()
+
+    def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))[0]
+
+    return tensors_of(entry, form, convert)
+
+
+def meta_state(config: ModelConfig, in_chans: int = 3, num_classes: int = 1000) -> dict[str, torch.Tensor]:
+    """Names and shapes of a whole variant, without memory behind them."""
+    with torch.device("meta"):
+        return Backbone(config, num_classes, in_chans).state_dict()
 
 
 def _check_memory(config: ModelConfig) -> None:
@@ -98,8 +137,9 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
     if checkpoint is None:
         return cfg
     return cfg | {
+        "url": checkpoint.sources[0] if checkpoint.host == "direct" else None,
         "hf_hub_id": checkpoint.hub,
-        "hf_hub_filename": checkpoint.hub_file,
+        "hf_hub_filename": checkpoint.file if checkpoint.hub else None,
         "num_classes": checkpoint.num_classes,
         "mean": checkpoint.mean,
         "std": checkpoint.std,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from zoo.kernels.backends import implementation
+from zoo.kernels.flops import count_operations
 
 
 @torch.library.custom_op("zoo::aggregated_attention", mutates_args=())
@@ -75,3 +78,4 @@ def _differentiate(ctx, grad, _):
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
+count_operations("aggregated_attention", 8, keys=lambda shapes, settings: settings[0] ** 2 + math.prod(shapes[3][1:3]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from zoo.kernels.backends import implementation
+from zoo.kernels.flops import count_operations
 
 
 @torch.library.custom_op("zoo::window_attention", mutates_args=())
@@ -61,3 +64,4 @@ def _differentiate(ctx, grad, _):
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
+count_operations("window_attention", 4, keys=lambda _, settings: math.prod(settings[0]))

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import zoo.kernels
 from zoo.kernels import native, use_backend
@@ -43,6 +44,13 @@ COMPILED = [
     )
 ]
 """An awkward case of each operation, and those without a bias."""
+
+REPEATED = [
+    (backend, *chosen)
+    for backend, several in (("native", AWKWARD), ("triton", AWKWARD[::3] if DEVICE == "cpu" else AWKWARD))
+    for chosen in several
+]
+"""Awkward cases for tests that run each twice: all of them, of the interpreter a third."""
 
 
 def _name(value: object) -> str:
@@ -120,7 +128,7 @@ def test_triton_in_bfloat16(operation: str, case) -> None:
         _assert_close(operation, case, torch.bfloat16, "triton")
 
 
-@pytest.mark.parametrize(("operation", "case"), AWKWARD, ids=_name)
+@pytest.mark.parametrize(("backend", "operation", "case"), REPEATED, ids=_name, indirect=["backend"])
 def test_any_strides(operation: str, case, backend: str) -> None:
     tensors = case.tensors(2, dtype=torch.float32, device=_device(backend))
     odd = {name: torch.stack([t, t], -1).select(-1, 1) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -136,7 +144,7 @@ def test_any_batch(operation: str, case, batch: int, backend: str) -> None:
     assert all(result.isfinite().all() for result in results.values())
 
 
-@pytest.mark.parametrize(("operation", "case"), AWKWARD, ids=_name)
+@pytest.mark.parametrize(("backend", "operation", "case"), REPEATED, ids=_name, indirect=["backend"])
 def test_two_runs_are_equal(operation: str, case, backend: str) -> None:
     tensors = case.tensors(2, device=_device(backend))
     first, second = (_results(operation, case, tensors) for _ in range(2))
@@ -230,3 +238,19 @@ def test_explanations() -> None:
     assert explain("channel_attention", q).startswith("channel_attention: reference")
     with pytest.raises(ValueError, match="no operation 'attention'"):
         explain("attention", q)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_are_counted_as_those_of_the_reference(operation: str) -> None:
+    """On a map of a real variant, which windows and regions divide; two products forward, five backward."""
+    case, counts = _module(operation).MODELS[0], {}
+    for backend in ("native", "reference"):
+        leaves = {n: t.requires_grad_(t.is_floating_point()) for n, t in case.tensors(1).items()}
+        with use_backend(backend), FlopCounterMode(display=False) as counter:
+            out = getattr(zoo.kernels, operation)(**leaves, **case.settings())
+            counts[backend] = counter.get_total_flops()
+            out.sum().backward()
+        counts[backend, "backward"] = counter.get_flop_counts()["Global"]
+    assert counts["native"] == counts["reference"] > 0
+    forward, backward = (getattr(torch.ops.zoo, name) for name in (operation, f"{operation}_backward"))
+    assert 2 * counts["native", "backward"][backward] == 5 * counts["native", "backward"][forward] > 0

@@ -26,6 +26,31 @@ class BatchNorm(nn.BatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
+@torch.no_grad()
+def fold_behind(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """Put the batch norm behind a convolution or linear layer into its weights; what is left of the norm."""
+    if not isinstance(norm, BatchNorm):
+        return norm
+    scale, shift = norm.scale_and_shift()
+    bias = shift if conv.bias is None else shift + conv.bias * scale
+    conv.weight.mul_(scale.view(-1, *(1,) * (conv.weight.ndim - 1)))
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+    return nn.Identity()
+
+
+@torch.no_grad()
+def fold_before(norm: nn.Module, linear: Linear) -> nn.Module:
+    """Put the batch norm of a linear layer's input into its weights; what is left of the norm."""
+    if not isinstance(norm, BatchNorm):
+        return norm
+    scale, shift = norm.scale_and_shift()
+    bias = linear.weight.to(shift.dtype) @ shift
+    bias = bias if linear.bias is None else bias + linear.bias
+    linear.weight.mul_(scale)
+    linear.bias = nn.Parameter(bias.to(linear.weight.dtype), requires_grad=linear.weight.requires_grad)
+    return nn.Identity()
+
+
 def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """norm(conv(x)); a batch norm in evaluation mode is folded into the convolution's weights.
 

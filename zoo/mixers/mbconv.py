@@ -12,7 +12,7 @@ from zoo.config import Norm
 from zoo.layers.activations import ACTIVATIONS, Act, multiply, silu
 from zoo.layers.conv import Conv2d
 from zoo.layers.linear import Pointwise
-from zoo.layers.norm import build_norm, conv_norm
+from zoo.layers.norm import build_norm, conv_norm, fold_before, fold_behind
 from zoo.registry import BRANCHES, SHORTCUTS
 from zoo.schema import Count, Positive
 
@@ -74,6 +74,14 @@ class MBConv(nn.Module):
         x = self.act(conv_norm(self.conv1, self.norm1, x))
         x = self.act(conv_norm(self.conv2, self.norm2, x))
         return self.conv3(self.se(x))
+
+    def fold(self) -> None:
+        """Put batch norms into the convolutions before them."""
+        self.norm1, self.norm2 = fold_behind(self.conv1, self.norm1), fold_behind(self.conv2, self.norm2)
+
+    def fold_input(self, norm: nn.Module) -> nn.Module:
+        """Put the batch norm of the input into the first convolution; what is left of the norm."""
+        return fold_before(norm, self.conv1)
 
 
 @SHORTCUTS.register("pool")

@@ -128,7 +128,8 @@ def mismatch(
 
 
 def _first(items: Sequence[str], separator: str = ", ", count: int = 5) -> str:
-    return separator.join(items[:count]) + (f"{separator}..." if len(items) > count else "")
+    shown = [item if len(item) <= 200 else f"{item[:200]}..." for item in items[:count]]
+    return separator.join([*shown, "..."] if len(items) > count else shown)
 
 
 def _transform(name: str, value: torch.Tensor, rules: Mapping[str, str], shape: torch.Size) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,8 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
     usual keys (`model`, `state_dict`, ...).
 
     Raises:
-        CheckpointError: if the file is missing, damaged, holds code, or holds no tensors.
+        CheckpointError: if the file is missing, damaged, holds code, holds no tensors, or claims to hold more than it
+            does.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -34,7 +36,10 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged or hostile file may raise anything from either reader
         raise CheckpointError(f"{path}: cannot be read as a checkpoint. {_reason(error)}") from error
     return as_state_dict(content, str(path))
@@ -55,7 +60,29 @@ def as_state_dict(content: Any, source: str = "checkpoint") -> dict[str, torch.T
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{source}: {shorten(key)} is a {type(value).__name__}, expected a tensor")
+        if value.is_sparse or value.is_quantized or value.numel() * value.element_size() > _held(value):
+            raise CheckpointError(f"{source}: {shorten(key)} claims {tuple(value.shape)}, more numbers than it holds")
     return _strip_prefix(dict(content))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is: PyTorch packs tensors as they are."""
+    if not is_zipfile(path):
+        return
+    try:
+        with ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except BadZipFile as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint. {_reason(error)}") from error
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: unpacks to {unpacked / 1e9:.1f} GB, more than it is: not made by PyTorch, refused"
+        )
+
+
+def _held(value: torch.Tensor) -> int:
+    """Bytes behind a tensor."""
+    return value.numel() * value.element_size() if value.is_meta else value.untyped_storage().nbytes()
 
 
 def _strip_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

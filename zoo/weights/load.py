@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional as F
 
 from zoo.config import KeySet
 from zoo.weights.convert import check_tensors, convert
+
+_logger = logging.getLogger(__name__)
 
 Targets = Mapping[str, torch.Tensor]
 
@@ -26,6 +29,7 @@ class LoadReport:
             and official keys that a rule drops.
         missing: names of the model that the checkpoint lacks; a load with any raises.
         unexpected: names of the checkpoint that the variant lacks; a load with any raises.
+        nonfinite: those written that hold NaN or infinity.
     """
 
     key_set: str
@@ -34,9 +38,10 @@ class LoadReport:
     dropped: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    nonfinite: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        counts = {name: len(getattr(self, name)) for name in ("loaded", "resized", "dropped", "missing", "unexpected")}
+        counts = {field.name: len(getattr(self, field.name)) for field in fields(self) if field.name != "key_set"}
         return f"{self.key_set} checkpoint: " + ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
@@ -45,7 +50,8 @@ def fit(
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """`state` under our names, and the report of what that took.
 
-    A relative position table of another window is resized bilinearly, as google-research/maxvit does.
+    A relative position table of another window is resized bilinearly, as google-research/maxvit does; that, and numbers
+    that are none, are logged as warnings.
 
     Args:
         state: a state dict in any published form of the variant, or in ours.
@@ -64,4 +70,15 @@ def fit(
             tensors[name] = F.interpolate(value[None].float(), shape[1:], mode="bilinear")[0].to(value.dtype)
             resized.append(name)
     check_tensors(tensors, targets, free)
-    return tensors, LoadReport(conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped)
+    nonfinite = tuple(name for name, value in tensors.items() if not _finite(value))
+    if nonfinite:
+        _logger.warning("the checkpoint holds NaN or infinity: %s", ", ".join(nonfinite[:5]))
+    if resized:
+        _logger.warning("position tables were resized to other windows: %d, the first %s", len(resized), resized[0])
+    return tensors, LoadReport(
+        conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped, nonfinite=nonfinite
+    )
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())

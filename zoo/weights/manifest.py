@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,6 +14,8 @@ from zoo.schema import Count, Positive, check_fields, check_mapping
 
 MANIFEST = CONFIG_DIR.parent / "weights_manifest.yaml"
 
+PATTERNS = {"file": r"[\w-][\w.-]*", "sha256": r"[0-9a-f]{64}"}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -20,9 +23,13 @@ class Checkpoint:
 
     id: str
     variant: str
-    host: Literal["hub", "direct", "browser"]
+    host: Literal["hub", "direct", "drive", "browser"]
     hub: str | None
     sources: tuple[str, ...]
+    file: str
+    wrapper: Literal["model", "state_dict", "none"] | None
+    sha256: str | None
+    size: Count | None
     paper: str
     code: str
     licence_code: str
@@ -46,11 +53,9 @@ class Checkpoint:
         return self.id.partition(".")[2]
 
     @property
-    def hub_file(self) -> str | None:
-        """The file in the Hub repository, where it is not one of the names that timm looks for."""
-        prefix = f"https://huggingface.co/{self.hub}/resolve/main/"
-        files = [source.removeprefix(prefix).partition("?")[0] for source in self.sources if source.startswith(prefix)]
-        return files[0] if files else None
+    def by_machine(self) -> bool:
+        """Whether it can be downloaded without a person."""
+        return self.host in ("hub", "direct")
 
     @property
     def input_transform(self) -> dict[str, Any]:
@@ -74,6 +79,9 @@ def checkpoints() -> tuple[Checkpoint, ...]:
     for key, entry in entries.items():
         here = where / "checkpoints" / key
         values: dict[str, Any] = check_fields(check_mapping(entry, here), annotations, required, here)
+        for name, pattern in PATTERNS.items():
+            if values[name] is not None and not re.fullmatch(pattern, values[name]):
+                raise (here / name).error(values[name], f"text of the form {pattern}")
         found.append(Checkpoint(id=key, **values))
     return tuple(found)
 
@@ -81,3 +89,9 @@ def checkpoints() -> tuple[Checkpoint, ...]:
 def checkpoints_of(variant: str) -> tuple[Checkpoint, ...]:
     """The published checkpoints of one variant."""
     return tuple(entry for entry in checkpoints() if entry.variant == variant)
+
+
+def default_checkpoint(variant: str, tag: str | None = None) -> Checkpoint | None:
+    """The checkpoint of a tag; without one the first that a machine can fetch, or the first; None if there is none."""
+    entries = [entry for entry in checkpoints_of(variant) if tag in (None, entry.tag)]
+    return min(entries, key=lambda entry: not entry.by_machine, default=None)

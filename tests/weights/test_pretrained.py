@@ -1,0 +1,180 @@
+"""`pretrained=True` from a server that speaks the Hub's protocol, by the real client; every family, every failure."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from tests.golden import Golden
+from tests.weights.server import Fault, Server, serving
+from zoo.weights.manifest import Checkpoint, checkpoints
+
+RECORDS = {
+    "biformer_tiny.in1k": "biformer_tiny",
+    "crossformer_tiny.in1k": "crossformer_tiny",
+    "davit_tiny.msft_in1k": "davit_tiny_timm",
+    "davit_tiny.official_in1k": "davit_tiny",
+    "dinat_mini.in1k": "dinat_mini_hf",
+    "dinat_s_tiny.in1k": "dinat_s_tiny",
+    "litv2_s.in1k": "litv2_s",
+    "maxvit_rmlp_pico_rw_256.sw_in1k": "maxvit_rmlp_pico_rw_256",
+    "nat_mini.in1k": "nat_mini",
+    "nat_isotropic_small.in1k": "nat_isotropic_small",
+    "transnext_micro.in1k": "transnext_micro",
+}
+"""A published checkpoint of each family, and the golden whose published keys it is served in."""
+
+SCRIPT = """
+import json, sys, torch, zoo, timm, zoo.timm_models
+from tests.golden import Golden
+errors = {}
+for name, record in json.loads(sys.argv[1]).items():
+    golden = Golden(record)
+    make = (lambda: timm.create_model(f"zoo_{name}", pretrained=True)) if "--timm" in sys.argv else None
+    try:
+        model = (make or (lambda: zoo.create_model(name, pretrained=True)))().eval()
+    except zoo.CheckpointError as error:
+        errors[name] = str(error)
+        continue
+    assert "state_dict" not in model.pretrained_cfg
+    with torch.inference_mode():
+        found = model(golden.images())
+    published = torch.from_numpy(golden.arrays["logits"])
+    errors[name] = float((found[:, : published.shape[1]] - published).abs().max() / golden.arrays["logits_std"])
+print(json.dumps(errors))
+"""
+
+
+def entry_of(name: str) -> Checkpoint:
+    return next(entry for entry in checkpoints() if entry.id == name)
+
+
+def packed(record: str, entry: Checkpoint) -> bytes:
+    """A golden's weights as the file that a checkpoint is published as."""
+    state = Golden(record).state_dict()
+    if entry.file.endswith(".safetensors"):
+        return save(state)
+    buffer = io.BytesIO()
+    torch.save({entry.wrapper: state} if entry.wrapper not in (None, "none") else state, buffer)
+    return buffer.getvalue()
+
+
+def path_of(entry: Checkpoint) -> str:
+    return f"/{entry.hub}/resolve/main/{entry.file}" if entry.host == "hub" else f"/{entry.id}/{entry.file}"
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return {path_of(entry_of(name)): packed(record, entry_of(name)) for name, record in RECORDS.items()}
+
+
+@pytest.fixture
+def server(files: dict[str, bytes]) -> Iterator[Server]:
+    with serving() as found:
+        found.files |= files
+        yield found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def run(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> dict[str, float | str]:
+    """The error of each model's logits, or why it could not be made; in a process of its own."""
+    process = begin(home, server, names, *flags, **environment)
+    output, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    return json.loads(output.splitlines()[-1])
+
+
+def begin(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> subprocess.Popen:
+    own = {"HF_ENDPOINT": server.url, "ZOO_MIRROR": server.url}
+    own |= {"HF_HOME": str(home / "hf"), "ZOO_HOME": str(home / "zoo")}
+    command = [sys.executable, "-c", SCRIPT, json.dumps({name: RECORDS[name] for name in names}), *flags]
+    everything = {**os.environ, **own, **environment}
+    return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def right(errors: dict[str, float | str]) -> bool:
+    return all(isinstance(error, float) and error < 3e-5 for error in errors.values())
+
+
+ONE = ["nat_mini.in1k"]
+DIRECT = ["dinat_s_tiny.in1k"]
+
+
+@pytest.mark.slow
+def test_every_family_arrives_and_needs_no_network_afterwards(home: Path, server: Server) -> None:
+    errors = run(home, server, list(RECORDS))
+    assert right(errors), errors
+    asked = len(server.seen)
+    errors = run(home, server, list(RECORDS))
+    assert right(errors), errors
+    assert len(server.seen) == asked, server.seen[asked:]
+    errors = run(home, server, list(RECORDS), "--timm", HF_HUB_OFFLINE="1")
+    assert right(errors), errors
+    assert len(server.seen) == asked
+
+
+def test_what_is_not_here_is_not_fetched_offline(home: Path, server: Server) -> None:
+    errors = run(home, server, [*ONE, *DIRECT], HF_HUB_OFFLINE="1")
+    assert all("is not" in str(error) for error in errors.values()), errors
+    assert not server.seen
+
+
+def test_a_hub_without_the_file_and_one_that_refuses(home: Path, server: Server) -> None:
+    entry = entry_of(ONE[0])
+    content = server.files.pop(path_of(entry))
+    assert "has no file" in run(home, server, ONE)[ONE[0]]
+    server.files[path_of(entry)] = content
+    server.faults[path_of(entry)] = [Fault(status=403)] * 9
+    assert "cannot be" in run(home, server, ONE)[ONE[0]]
+    server.faults.clear()
+    assert right(run(home, server, ONE))
+
+
+@pytest.mark.parametrize("name", [*ONE, *DIRECT])
+def test_interruptions_on_the_way_change_nothing(home: Path, server: Server, name: str) -> None:
+    path = path_of(entry_of(name))
+    server.faults[path] = [Fault(), Fault(keep=0.3), Fault(keep=0.6), Fault(status=429, headers={"Retry-After": "0"})]
+    assert right(run(home, server, [name]))
+
+
+def test_two_processes_at_once(home: Path, server: Server) -> None:
+    processes = [begin(home, server, [*ONE, *DIRECT]) for _ in range(2)]
+    for process in processes:
+        output, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        assert right(json.loads(output.splitlines()[-1]))
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(home: Path, server: Server) -> None:
+    assert right(run(home, server, DIRECT))
+    kept = home / "zoo" / "weights" / DIRECT[0] / "model.safetensors"
+    content, asked = kept.read_bytes(), len(server.seen)
+    tensors = load(content)
+    for damage in (content[: len(content) // 2], content[:-4] + b"\x00\x00\x80\x7f", b""):
+        kept.write_bytes(damage)
+        assert right(run(home, server, DIRECT))
+        assert all(torch.equal(value, tensors[name]) for name, value in load(kept.read_bytes()).items())
+    assert {path.name for path in kept.parent.iterdir() if path.suffix != ".lock"} == {
+        "model.safetensors",
+        "model.json",
+        "dinat_s_tiny_in1k_224.pth",
+    }
+    assert len(server.seen) == asked
+
+
+def test_a_checkpoint_of_another_model_is_refused(home: Path, server: Server) -> None:
+    server.files[path_of(entry_of(DIRECT[0]))] = packed("nat_mini", entry_of(DIRECT[0]))
+    assert "does not fit" in run(home, server, DIRECT)[DIRECT[0]]

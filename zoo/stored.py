@@ -1,0 +1,103 @@
+"""Models in repositories of the Hub, and in folders of the same form, read with care."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.catalog import shipped
+from zoo.errors import CheckpointError, shorten
+from zoo.timm_models import PREFIX
+from zoo.weights.files import read_checkpoint
+from zoo.weights.store import hub_file
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
+"""Keys by which a configuration asks for code of its own."""
+DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
+LARGEST_CONFIG = 2**22
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model as a repository or folder holds it.
+
+    Attributes:
+        variant: a shipped one.
+        tensors: its weights.
+        overrides: configuration keys.
+        described: how an image must be prepared and the like, in timm's words.
+    """
+
+    variant: str
+    tensors: dict[str, torch.Tensor]
+    overrides: dict[str, Any]
+    described: dict[str, Any]
+
+
+def is_stored(name: str) -> bool:
+    """Whether a model name stands for a repository or a folder."""
+    return isinstance(name, str) and name.startswith((HUB, FOLDER))
+
+
+def read(name: str) -> Stored:
+    """What `hf-hub:owner/name`, `hf-hub:owner/name@revision` or `local-dir:folder` holds.
+
+    Raises:
+        CheckpointError: if it cannot be had or read, is no model of the zoo, or asks to run code.
+    """
+    config = _read_config(_file(name, "config.json"), name)
+    architecture = config.get("architecture")
+    variant = str(architecture).removeprefix(PREFIX)
+    if architecture != PREFIX + variant or variant not in shipped():
+        raise CheckpointError(f"{name}: its architecture is {shorten(architecture)}, expected {PREFIX} and a variant")
+    described = _mapping(config, "pretrained_cfg", name)
+    return Stored(
+        variant,
+        read_checkpoint(_file(name, *WEIGHTS)),
+        _mapping(config, "model_args", name),
+        {key: described[key] for key in DESCRIBED if key in described},
+    )
+
+
+def _file(name: str, *candidates: str) -> Path:
+    """The first of the files that a repository or folder has."""
+    if name.startswith(HUB):
+        repository, _, revision = name.removeprefix(HUB).partition("@")
+        return hub_file(repository, candidates, revision or None)
+    folder = Path(name.removeprefix(FOLDER))
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise CheckpointError(f"{name}: has no file {' or '.join(candidates)}")
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise CheckpointError(f"{name}: config.json has {path.stat().st_size} bytes, which no configuration needs")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}: config.json is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{name}: config.json holds {shorten(config)}, expected a mapping")
+    described = config.get("pretrained_cfg")
+    for place in (config, described if isinstance(described, dict) else {}):
+        if asked := [key for key in CODE if place.get(key)]:
+            raise CheckpointError(
+                f"{name}: config.json asks for code of its own ({', '.join(asked)}), which is refused"
+            )
+    return config
+
+
+def _mapping(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name}: {key} in config.json is {shorten(value)}, expected a mapping")
+    return value

@@ -1,0 +1,163 @@
+"""The weights on this machine: published files as they came, and their tensors under our names beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from zoo import __version__
+from zoo.errors import CheckpointError
+from zoo.weights.download import Expected, check, download, sha256_of
+from zoo.weights.files import read_checkpoint
+from zoo.weights.home import folder_of
+from zoo.weights.manifest import Checkpoint
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def original(entry: Checkpoint) -> Path | None:
+    """The file of a checkpoint as it was published, if it is on this machine."""
+    if (path := folder_of(entry.id) / entry.file).exists():
+        return path
+    if entry.hub is None:
+        return None
+    found = try_to_load_from_cache(entry.hub, entry.file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch(entry: Checkpoint) -> Path:
+    """The file of a checkpoint as it was published, downloaded if it is not here.
+
+    `HF_ENDPOINT` names a mirror of the Hub, `ZOO_MIRROR` one of everything else: `<mirror>/<checkpoint>/<file>`.
+
+    Raises:
+        CheckpointError: if it cannot be had, or is not what the manifest expects.
+    """
+    path = original(entry)
+    if path is None:
+        path = hub_file(entry.hub, [entry.file]) if entry.host == "hub" else _from_address(entry)
+    check(path, Expected(entry.sha256, entry.size), f"{entry.id}: {path}")
+    return path
+
+
+def tensors_of(entry: Checkpoint, form: str, convert: Callable[[Tensors], Tensors]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint under our names; fetched and converted the first time, kept for the next.
+
+    Args:
+        form: stands for the rules of the conversion: what was converted by others is converted again.
+        convert: from published names to ours.
+
+    Raises:
+        CheckpointError: if the weights cannot be had, read or converted.
+    """
+    kept = Converted(folder_of(entry.id) / "model.safetensors")
+    found = kept.read(entry, form)
+    if found is None:
+        path = fetch(entry)
+        found = dict(convert(read_checkpoint(path)))
+        kept.write(found, entry, form, sha256_of(path))
+    return found
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file of tensors under our names, and a note of its checksum, by which a damaged one is known."""
+
+    path: Path
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def read(self, entry: Checkpoint, form: str) -> dict[str, torch.Tensor] | None:
+        """The tensors; None if they are absent, damaged, or made otherwise or from another file than now expected."""
+        try:
+            about = self.about()
+            wanted = {"form": form, "zoo": __version__, "sha256": entry.sha256 or about.get("sha256")}
+            if any(about.get(key) != value for key, value in wanted.items()) or not self.intact():
+                return None
+            return load_file(self.path)
+        except (OSError, SafetensorError):
+            return None
+
+    def about(self) -> dict[str, str]:
+        """What was written down when it was made."""
+        with safe_open(self.path, "pt") as file:
+            return file.metadata() or {}
+
+    def intact(self, read: bool = False) -> bool:
+        """Whether the file is the one that was written; it is read if asked for, or if its time has changed since."""
+        try:
+            note, status = json.loads(self.note.read_text()), self.path.stat()
+            if not read and (note["size"], note["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
+                return True
+            return note["sha256"] == sha256_of(self.path)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def write(self, tensors: Tensors, entry: Checkpoint, form: str, sha256: str) -> None:
+        """Keep tensors; a full or read-only disk costs only the time to convert them again."""
+        source = f"https://huggingface.co/{entry.hub}" if entry.host == "hub" else entry.sources[0]
+        about = {"format": "pt", "variant": entry.variant, "checkpoint": entry.id, "source": source}
+        about |= {"sha256": sha256, "zoo": __version__, "form": form}
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"):
+                temporary = self.path.with_suffix(".partial")
+                try:
+                    save_file(dict(tensors), temporary, metadata=about)
+                    status = temporary.stat()
+                    note = {"sha256": sha256_of(temporary), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+                    self.note.unlink(missing_ok=True)
+                    os.replace(temporary, self.path)
+                    self.note.write_text(json.dumps(note))
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+
+def hub_file(repository: str, candidates: Sequence[str], revision: str | None = None) -> Path:
+    """The first of the files that a repository of the Hub has, in the Hub's own cache.
+
+    Raises:
+        CheckpointError: if there is none, or the Hub cannot be reached.
+    """
+    try:
+        for candidate in candidates:
+            with suppress(RemoteEntryNotFoundError):
+                return Path(hf_hub_download(repository, candidate, revision=revision))
+    except LocalEntryNotFoundError as error:
+        reason = "it is not in the cache, and the Hub cannot be reached"
+        raise CheckpointError(f"{repository}: {reason}: {_first_line(error)}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{repository}: cannot be fetched: {_first_line(error)}") from error
+    raise CheckpointError(f"{repository}: has no file {' or '.join(candidates)}")
+
+
+def _from_address(entry: Checkpoint) -> Path:
+    target, mirror = folder_of(entry.id) / entry.file, os.environ.get("ZOO_MIRROR")
+    if entry.host != "direct" and not mirror:
+        raise CheckpointError(
+            f"{entry.id}: lies where no machine can fetch it. Download {' or '.join(entry.sources)} in a browser, and "
+            f"run `zoo weights import` on the folder, or save the file as {target}"
+        )
+    if is_offline_mode():
+        raise CheckpointError(f"{entry.id}: {target} is not there, and HF_HUB_OFFLINE forbids to fetch it")
+    address = f"{mirror.rstrip('/')}/{entry.id}/{entry.file}" if mirror else entry.sources[0]
+    return download(address, target, Expected(entry.sha256, entry.size))
+
+
+def _first_line(error: Exception) -> str:
+    return re.split(r"[\r\n]", str(error).strip(), maxsplit=1)[0]
