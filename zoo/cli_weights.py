@@ -27,8 +27,8 @@ def list_(names: Names = None) -> None:
     with reported():
         from zoo.weights.status import summary
 
-        whole = Column("checkpoint", no_wrap=True)
-        table = Table(whole, "data", "size", "from", "here", "checksum", box=box.SIMPLE, pad_edge=False)
+        whole = [Column(header, no_wrap=True) for header in ("checkpoint", "here")]
+        table = Table(whole[0], "data", "size", "from", whole[1], "checksum", box=box.SIMPLE, pad_edge=False)
         for entry in _chosen(names):
             place = entry.hub or entry.host
             known = "known" if entry.sha256 else "not seen"

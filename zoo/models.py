@@ -72,6 +72,7 @@ def create_model(
             raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")
         found = stored.read(name)
         name, pretrained, checkpoint = found.variant, False, found.tensors
+        in_chans = found.in_chans if in_chans == 3 else in_chans
         overrides, described = {**found.overrides, **overrides}, found.described
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")

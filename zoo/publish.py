@@ -57,7 +57,9 @@ def publish(model: nn.Module, target: str, entry: Checkpoint | None = None, priv
 
 def _write(backbone: Backbone, folder: Path, entry: Checkpoint | None, target: str) -> None:
     config = backbone.config
-    save_for_hf(backbone, str(folder), model_args=dict(config.overrides), safe_serialization=True)
+    origin = {"tag": entry and entry.tag, "license": entry and entry.licence_weights}
+    arguments, described = dict(config.overrides), {"pretrained_cfg": origin}
+    save_for_hf(backbone, str(folder), model_config=described, model_args=arguments, safe_serialization=True)
     (folder / "README.md").write_text(card(backbone, entry, target), encoding="utf-8")
 
 
@@ -65,7 +67,7 @@ def card(backbone: Backbone, entry: Checkpoint | None, target: str) -> str:
     """The model card: what it is, how to use it, its figures, licence and provenance."""
     config = backbone.config
     licence = (entry and entry.licence_weights) or "other"
-    name = f"{HUB}{target.removeprefix(HUB)}" if target.startswith(HUB) else target
+    name = target if target.startswith(HUB) else FOLDER + Path(target.removeprefix(FOLDER)).name
     size = " x ".join(map(str, config.img_size))
     lines = ["---", f"license: {licence.lower()}", "library_name: timm", "pipeline_tag: image-classification"]
     lines += ["tags: [image-classification, timm, zoo]", "---", "", f"# {config.name}", ""]

@@ -20,6 +20,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
 """Keys by which a configuration asks for code of its own."""
 DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
+TIMM_ARGUMENTS = ("in_chans", "num_classes", "global_pool", "drop_rate", "drop_path_rate")
+"""Arguments of a model that are no configuration keys."""
 LARGEST_CONFIG = 2**22
 """Bytes."""
 
@@ -32,12 +34,14 @@ class Stored:
         variant: a shipped one.
         tensors: its weights.
         overrides: configuration keys.
+        in_chans: channels of its images.
         described: how an image must be prepared and the like, in timm's words.
     """
 
     variant: str
     tensors: dict[str, torch.Tensor]
     overrides: dict[str, Any]
+    in_chans: int
     described: dict[str, Any]
 
 
@@ -58,10 +62,12 @@ def read(name: str) -> Stored:
     if architecture != PREFIX + variant or variant not in shipped():
         raise CheckpointError(f"{name}: its architecture is {shorten(architecture)}, expected {PREFIX} and a variant")
     described = _mapping(config, "pretrained_cfg", name)
+    arguments = _mapping(config, "model_args", name)
     return Stored(
         variant,
         read_checkpoint(_file(name, *WEIGHTS)),
-        _mapping(config, "model_args", name),
+        {key: value for key, value in arguments.items() if key not in TIMM_ARGUMENTS},
+        arguments.get("in_chans", 3),
         {key: described[key] for key in DESCRIBED if key in described},
     )
 
