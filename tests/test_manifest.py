@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import zoo
+from tests import golden
 from tests.conftest import PUBLISHED
 from zoo.weights import manifest
 
@@ -32,6 +33,17 @@ def test_counted_size_and_cost_are_the_published_ones(name: str) -> None:
         rel = 0.035 if info.family == "transnext" else 0.03  # its position biases cost less here: up to 1.5 % of all
         assert info.gmacs == pytest.approx(entry.gmacs, rel=rel)
     assert info.reductions == ((16,) * 4 if info.family == "nat_isotropic" else (4, 8, 16, 32))
+
+
+def test_every_golden_is_of_a_published_variant_and_every_published_variant_has_one() -> None:
+    assert {golden.Golden(name).info["variant"] for name in golden.NAMES} == set(PUBLISHED)
+
+
+def test_an_entry_says_where_its_file_is() -> None:
+    for entry in manifest.checkpoints():
+        assert entry.file.endswith((".safetensors", ".bin", ".pth")), entry.id
+        if entry.host == "direct":
+            assert entry.sources[0].endswith(f"/{entry.file}"), entry.id
 
 
 def test_cost_follows_the_size() -> None:

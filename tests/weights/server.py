@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -66,6 +68,36 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """The part of the Hub's protocol by which a client makes a repository and commits small files to it."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.partition("?")[0]
+        self.server.seen.append(("POST", path, self.headers.get("Authorization")))
+        commit = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path)
+        if path == "/api/repos/create":
+            self._say({"url": f"{self.server.url}/{json.loads(content)['organization']}/{json.loads(content)['name']}"})
+        elif path == "/api/validate-yaml":
+            self._say({"errors": [], "warnings": []})
+        elif commit and commit[2] == "preupload":
+            files = [file["path"] for file in json.loads(content)["files"]]
+            self._say({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+        elif commit:
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    name = f"/{commit[1]}/resolve/main/{line['value']['path']}"
+                    self.server.files[name] = base64.b64decode(line["value"]["content"])
+            self._say({"commitOid": COMMIT, "commitUrl": f"{self.server.url}/{commit[1]}/commit/{COMMIT}"})
+        else:
+            self._refuse(404, {})
+
+    def _say(self, answer: dict) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]

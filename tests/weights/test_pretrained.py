@@ -54,6 +54,20 @@ print(json.dumps(errors))
 """
 
 
+PUBLISH = """
+import sys, torch, zoo, zoo.publish, timm, zoo.timm_models
+from tests.golden import Golden
+golden = Golden(sys.argv[1])
+model = zoo.create_model(sys.argv[1], checkpoint=golden.state_dict(), num_classes=7).eval()
+print(zoo.publish.publish(model, "hf-hub:me/mine"))
+place, images = "hf-hub:me/mine", golden.images()
+with torch.inference_mode():
+    assert torch.equal(timm.create_model(place, pretrained=True).eval()(images), model(images))
+    for loaded in (zoo.create_model(place), zoo.create_model(f"{place}@main")):
+        assert torch.equal(loaded.eval()(images), model(images))
+"""
+
+
 def entry_of(name: str) -> Checkpoint:
     return next(entry for entry in checkpoints() if entry.id == name)
 
@@ -103,6 +117,16 @@ def begin(home: Path, server: Server, names: list[str], *flags: str, **environme
     command = [sys.executable, "-c", SCRIPT, json.dumps({name: RECORDS[name] for name in names}), *flags]
     everything = {**os.environ, **own, **environment}
     return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_repository_that_publish_made_loads_with_zoo_and_timm(home: Path, server: Server) -> None:
+    own = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_TOKEN": "hf_secret"}
+    command = [sys.executable, "-c", PUBLISH, "maxvit_rmlp_pico_rw_256"]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "me/mine" in done.stdout
+    assert b"# maxvit_rmlp_pico_rw_256" in server.files["/me/mine/resolve/main/README.md"]
+    assert ("POST", "/api/repos/create", "Bearer hf_secret") in server.seen
 
 
 def right(errors: dict[str, float | str]) -> bool:
