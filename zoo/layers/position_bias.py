@@ -154,20 +154,18 @@ class PooledBias(nn.Module):
         weight, sides = self.fc1.weight, zip(queries, keys, self.pretrained, strict=True)
         axes = (pooled_distances(*side, device=weight.device)[0].to(weight.dtype) for side in sides)
         down, right = (axis[:, None] * w for axis, w in zip(axes, weight.unbind(1), strict=True))
-        right = right + self.fc1.bias
-        return torch.cat([self.fc2(self._hidden(part, right)) for part in _in_parts(down, right)]).permute(2, 0, 1)
-
-    @staticmethod
-    def _hidden(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """The hidden layer of all pairs of offsets: fc1 is a sum of a part of each axis."""
-        return F.relu(down[:, None] + right, inplace=True)
+        right = right + self.fc1.bias  # fc1 of a pair is a sum of a part of each axis
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            hidden = F.relu(down[:, None] + right)  # one loop with the sum, never written
+            return (hidden * self.fc2.weight[:, None, None]).sum(-1) + self.fc2.bias[:, None, None]
+        tables = [self.fc2(F.relu(part[:, None] + right, inplace=True)) for part in _in_parts(down, right)]
+        return torch.cat(tables).permute(2, 0, 1)
 
 
 def _in_parts(down: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
-    """A few rows at a time: their hidden layers stay in the cache of a CPU. Compiled, these are never written."""
-    if torch.compiler.is_compiling() or down.device.type != "cpu":
-        return (down,)
-    return down.split(max(1, CACHED // right.numel()))
+    """A few rows at a time, whose hidden layers stay in the cache of a CPU."""
+    exporting = torch.compiler.is_exporting()
+    return (down,) if exporting or down.device.type != "cpu" else down.split(max(1, CACHED // right.numel()))
 
 
 def _interpolate(
