@@ -21,11 +21,15 @@ COPIED_MB = {"cuda": 1024, "cpu": 256}
 """Size of the buffer whose copy gives the bandwidth: far beyond any cache."""
 
 
-def race(calls: dict[str, Call], rounds: int, warmup: int = 3) -> dict[str, float]:
-    """Median seconds of each call, in turn, so that a change of the machine's speed hits all of them."""
+def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of each call, in turn, so that a change of the machine's speed hits all of them.
+
+    In its turn a call runs twice, and the second is timed: caches hold what is its own, as where it runs alone.
+    """
     seconds: dict[str, list[float]] = {who: [] for who in calls}
     for i in range(rounds + warmup):
         for who, call in calls.items():
+            _seconds(call)
             took = _seconds(call)
             if i >= warmup:
                 seconds[who].append(took)

@@ -208,7 +208,7 @@ def test_a_checkpoint_and_another_image_size_go_together() -> None:
 
 
 def test_foreign_models_are_refused() -> None:
-    with pytest.raises(zoo.CheckpointError, match=r"zoo\.create_model"):
+    with pytest.raises(zoo.ConfigError, match=r"zoo\.create_model"):
         zoo.load_checkpoint(torch.nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})
     with pytest.raises(zoo.CheckpointError, match="pass one"):
         zoo.create_model(NAME, pretrained=True, checkpoint="x.pth")

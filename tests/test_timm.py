@@ -25,7 +25,7 @@ IMAGE = golden.images(1, 96, 128)
 def test_every_variant_is_registered() -> None:
     assert set(timm.list_models("zoo_*")) == {f"zoo_{name}" for name in VARIANTS}
     tagged = timm.list_models("zoo_*", pretrained=True)
-    assert set(tagged) == {f"zoo_{entry.id}" for entry in checkpoints() if entry.hub}
+    assert set(tagged) == {f"zoo_{entry.id}" for entry in checkpoints() if entry.by_machine}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -40,7 +40,7 @@ def test_default_cfg_describes_the_model(name: str) -> None:
     assert model.default_cfg["pool_size"] == tuple(n // reduction for n in cfg.input_size[1:])
     entry = next((entry for entry in checkpoints() if entry.variant == name), None)
     assert cfg.hf_hub_id == (entry and entry.hub)
-    assert cfg.hf_hub_filename is None or cfg.hf_hub_filename.endswith(".pth")
+    assert cfg.hf_hub_filename == (entry and entry.hub and entry.file)
 
 
 def test_forward_and_heads(small: str) -> None:

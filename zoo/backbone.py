@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ class Backbone(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None for the
             variant's own.
+        ready: tensors that will be loaded next, by name: weights of their shapes are not drawn.
 
     Raises:
         ConfigError: if the parts of the configuration do not fit together.
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
+        ready: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         check(num_classes, Index, Where("num_classes"))
@@ -70,7 +72,7 @@ class Backbone(nn.Module):
         self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
         if config.init not in SCHEMES:
             raise (config.where / "init").unknown(config.init, SCHEMES, "scheme")
-        initialise(self, config.init)
+        initialise(self, config.init, ready or {})
 
     @property
     def head_hidden_size(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import nn
 
 from zoo.layers.linear import Pointwise
@@ -61,7 +62,9 @@ SCHEMES: dict[str, Callable[[str, nn.Module], None]] = {
 }
 
 
-def initialise(model: nn.Module, scheme: str) -> None:
-    """Draw the weights of every layer of `model` by the named scheme."""
+def initialise(model: nn.Module, scheme: str, ready: Mapping[str, torch.Tensor]) -> None:
+    """Draw the weights of every layer of `model` by the named scheme, but of those that `ready` has tensors for."""
     for name, module in model.named_modules():
-        SCHEMES[scheme](name, module)
+        own = {f"{name}.{key}": value for key, value in module.named_parameters(recurse=False)}
+        if not all(key in ready and ready[key].shape == value.shape for key, value in own.items()):
+            SCHEMES[scheme](name, module)

@@ -20,7 +20,7 @@ from zoo.config import ModelConfig
 from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
 from zoo.weights.files import as_state_dict, read_checkpoint
-from zoo.weights.load import LoadReport, fit
+from zoo.weights.load import LoadReport, fit, nonfinite
 from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint
 
 StateDict = Mapping[str, torch.Tensor]
@@ -89,7 +89,9 @@ def create_model(
         sized = overrides if img_size is None else {"img_size": img_size, **overrides}
         described |= _as_pretrained(checkpoint, load_config(variant, sized))
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
-    elif pretrained and (entry := default_checkpoint(variant, tag)) is not None:
+    elif pretrained:
+        if (entry := default_checkpoint(variant, tag)) is None:
+            raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
         settings["pretrained_cfg"], classes = entry.tag, entry.num_classes
     settings["num_classes"] = classes if num_classes is None else num_classes
     return timm_models.build(variant, pretrained or checkpoint is not None, **settings)
@@ -106,6 +108,7 @@ def split_tag(name: str) -> tuple[str, str | None]:
 def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig) -> dict[str, Any]:
     """timm's description of a checkpoint at hand: its tensors under our names, its classes and channels."""
     tensors, _ = fit(_read(source), config.checkpoints, timm_models.meta_state(config), timm_models.adaptable(config))
+    nonfinite(tensors)
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
     channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
@@ -164,7 +167,9 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -
     absent = [name for name in targets if name not in own]
     tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
     backbone.load_state_dict({name: value for name, value in tensors.items() if name in own}, strict=True)
-    return dataclasses.replace(report, loaded=tuple(n for n in tensors if n in own), dropped=(*report.dropped, *absent))
+    loaded = {name: value for name, value in tensors.items() if name in own}
+    dropped = (*report.dropped, *absent)
+    return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, nonfinite=nonfinite(loaded))
 
 
 def backbone_of(model: nn.Module) -> Backbone:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from zoo.config import ModelConfig
 from zoo.embeds import input_convolutions
 from zoo.errors import CheckpointError, ConfigError
 from zoo.weights.files import as_state_dict
-from zoo.weights.load import fit
+from zoo.weights.load import fit, nonfinite
 from zoo.weights.manifest import Checkpoint, checkpoints, default_checkpoint
 from zoo.weights.store import tensors_of
 
@@ -56,37 +55,42 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     config = load_config(name, kwargs)
     if kwargs or name not in shipped():
         _check_memory(config)
-    cfg = default_cfg(config, None) | {"pool_size": _last_map(config)}
     if name in shipped():
-        given = ("input_size", "pool_size") if "img_size" in kwargs else ("pool_size",)
-        overlay = {key: cfg[key] for key in given}
-        timm_settings["pretrained_cfg_overlay"] = overlay | (timm_settings.get("pretrained_cfg_overlay") or {})
+        resized = {"input_size": (3, *config.img_size)} if "img_size" in kwargs else {}
+        timm_settings["pretrained_cfg_overlay"] = resized | (timm_settings.get("pretrained_cfg_overlay") or {})
+        if pretrained:
+            timm_settings["pretrained_cfg_overlay"] |= _weights(name, timm_settings)
     else:
-        timm_settings.setdefault("pretrained_cfg", cfg)
-    if pretrained and name in shipped():
-        timm_settings["pretrained_cfg_overlay"] |= _weights(name, timm_settings)
+        timm_settings.setdefault("pretrained_cfg", default_cfg(config, None))
+    overlay = timm_settings.get("pretrained_cfg_overlay") or {}
+    tensors = overlay.get("state_dict")
+    if tensors is not None:  # timm copies what stands there several times
+        timm_settings["pretrained_cfg_overlay"] = overlay | {"state_dict": {"see": "pretrained_filter_fn"}}
     model = build_model_with_cfg(
-        partial(Backbone, config),
+        partial(Backbone, config, ready=tensors),
         PREFIX + config.name,
         pretrained,
-        pretrained_filter_fn=_filter,
+        pretrained_filter_fn=_filter if tensors is None else lambda _, model: _filter(tensors, model),
         feature_cfg={"out_indices": tuple(range(len(config.stages))), "feature_cls": "getter"},
         **settings,
         **timm_settings,
     )
-    getattr(model, "model", model).pretrained_cfg.pop("state_dict", None)
+    reduction = getattr(model, "model", model).feature_info[-1]["reduction"]
+    for module in {model, getattr(model, "model", model)}:
+        module.pretrained_cfg.pop("state_dict", None)
+        module.pretrained_cfg["pool_size"] = tuple(-(-n // reduction) for n in config.img_size)
     return model
 
 
 def _weights(variant: str, timm_settings: Mapping[str, Any]) -> dict[str, Any]:
     """The published tensors of a variant, unless timm was told of others or of a cache of its own."""
     tag = timm_settings.get("pretrained_cfg")
-    given = "state_dict" in timm_settings["pretrained_cfg_overlay"] or not isinstance(tag, str | None)
-    if given or timm_settings.get("cache_dir"):
+    given = {"state_dict", "file", "url", "hf_hub_id"} & timm_settings["pretrained_cfg_overlay"].keys()
+    if given or not isinstance(tag, str | None) or timm_settings.get("cache_dir"):
         return {}
     entry = default_checkpoint(variant, tag)
     if entry is None:
-        raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
+        raise CheckpointError(f"{variant}: there is no published checkpoint of it; load one with zoo.load_checkpoint")
     return {"state_dict": published_tensors(entry)}
 
 
@@ -100,7 +104,9 @@ def published_tensors(entry: Checkpoint) -> dict[str, torch.Tensor]:
     form = hashlib.sha256(repr(config.checkpoints).encode()).hexdigest()
 
     def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))[0]
+        tensors, _ = fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))
+        nonfinite(tensors)
+        return tensors
 
     return tensors_of(entry, form, convert)
 
@@ -117,14 +123,6 @@ def _check_memory(config: ModelConfig) -> None:
         numbers = sum(p.numel() for p in Backbone(config).parameters())
     if numbers > _MOST_PARAMETERS:
         raise ConfigError(f"{config.where}: {numbers:.2g} parameters, expected at most {_MOST_PARAMETERS:.2g}")
-
-
-def _last_map(config: ModelConfig) -> tuple[int, ...]:
-    """(height, width) of the last map at the variant's own image size; only a stage's first block can reduce it."""
-    stages = tuple(replace(stage, blocks=stage.blocks[:1]) for stage in config.stages)
-    with torch.device("meta"):
-        reduction = Backbone(replace(config, stages=stages)).feature_info[-1]["reduction"]
-    return tuple(-(-n // reduction) for n in config.img_size)
 
 
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_folded_norms_change_nothing(small: str) -> None:
     fused = zoo.fuse(model)
     with torch.inference_mode():
         expected, found = model(images), fused(images)
-    assert (found - expected).abs().max() < 1e-5 * expected.std()
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     before, after = (sum(isinstance(m, BatchNorm) for m in each.modules()) for each in (model, fused))
     assert after < before or before == 0
     assert after == {"biformer": 1}.get(model.config.family, 0)  # BiFormer has one behind its last block

@@ -115,6 +115,7 @@ class _Partial:
 
     @property
     def size(self) -> int:
+        """Bytes that are there."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self, url: str) -> str | None:
@@ -125,9 +126,11 @@ class _Partial:
         return None
 
     def begin(self, url: str, version: str | None) -> None:
+        """Write down what the bytes that follow are a part of."""
         self.note.write_text(json.dumps({"url": url, "version": version}))
 
     def discard(self) -> None:
+        """Remove the part."""
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 

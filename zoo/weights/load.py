@@ -50,8 +50,8 @@ def fit(
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """`state` under our names, and the report of what that took.
 
-    A relative position table of another window is resized bilinearly, as google-research/maxvit does; that, and numbers
-    that are none, are logged as warnings.
+    A relative position table of another window is resized bilinearly, as google-research/maxvit does, which is logged
+    as a warning.
 
     Args:
         state: a state dict in any published form of the variant, or in ours.
@@ -70,15 +70,15 @@ def fit(
             tensors[name] = F.interpolate(value[None].float(), shape[1:], mode="bilinear")[0].to(value.dtype)
             resized.append(name)
     check_tensors(tensors, targets, free)
-    nonfinite = tuple(name for name, value in tensors.items() if not _finite(value))
-    if nonfinite:
-        _logger.warning("the checkpoint holds NaN or infinity: %s", ", ".join(nonfinite[:5]))
     if resized:
         _logger.warning("position tables were resized to other windows: %d, the first %s", len(resized), resized[0])
-    return tensors, LoadReport(
-        conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped, nonfinite=nonfinite
-    )
+    return tensors, LoadReport(conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped)
 
 
-def _finite(value: torch.Tensor) -> bool:
-    return value.is_meta or not value.is_floating_point() or bool(value.isfinite().all())
+def nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names of the tensors that hold NaN or infinity, which are logged as a warning."""
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point() and not value.is_meta}
+    names = tuple(name for name, value in floating.items() if not value.isfinite().all())
+    if names:
+        _logger.warning("the checkpoint holds NaN or infinity: %s", ", ".join(names[:5]))
+    return names

@@ -80,6 +80,7 @@ class Converted:
 
     @property
     def note(self) -> Path:
+        """Where its checksum, size and time stand."""
         return self.path.with_suffix(".json")
 
     def read(self, entry: Checkpoint, form: str) -> dict[str, torch.Tensor] | None:
@@ -150,7 +151,7 @@ def _from_address(entry: Checkpoint) -> Path:
     target, mirror = folder_of(entry.id) / entry.file, os.environ.get("ZOO_MIRROR")
     if entry.host != "direct" and not mirror:
         raise CheckpointError(
-            f"{entry.id}: lies where no machine can fetch it. Download {' or '.join(entry.sources)} in a browser, and "
+            f"{entry.id}: is to be fetched by hand. Open {' or '.join(entry.sources)} in a browser, and then "
             f"run `zoo weights import` on the folder, or save the file as {target}"
         )
     if is_offline_mode():
