@@ -67,6 +67,18 @@ def test_a_file_fetched_by_hand_is_recognised_listed_and_used(published: Path) -
     assert "sound" in run("verify")
 
 
+def test_a_full_disk_costs_only_time(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("import", published)
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"the beginning")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    assert right(zoo.create_model(NAME, pretrained=True))
+    assert {path.name for path in store.folder_of(ENTRY.id).iterdir() if path.suffix != ".lock"} == {ENTRY.file}
+
+
 def test_other_names_and_other_files(published: Path, tmp_path: Path) -> None:
     renamed = published.rename(tmp_path / "download.pth")
     assert ENTRY.id in run("import", renamed, "--as", ENTRY.id)

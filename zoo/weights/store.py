@@ -114,7 +114,7 @@ class Converted:
         source = f"https://huggingface.co/{entry.hub}" if entry.host == "hub" else entry.sources[0]
         about = {"format": "pt", "variant": entry.variant, "checkpoint": entry.id, "source": source}
         about |= {"sha256": sha256, "zoo": __version__, "form": form}
-        with suppress(OSError):
+        with suppress(OSError, SafetensorError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
                 temporary = self.path.with_suffix(".partial")
