@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 install_zoo ".[test]"
-OMP_NUM_THREADS=1 "$python" -m pytest -n auto --dist worksteal "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
