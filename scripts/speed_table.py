@@ -16,6 +16,7 @@ COLUMNS = (
     ("forward", "eager", "forward", "median_ms"),
     ("forward, compiled", "compiled", "forward", "median_ms"),
     ("training", "eager", "training", "median_ms"),
+    ("training, compiled", "compiled", "training", "median_ms"),
     ("memory, forward", "eager", "forward", "peak_mb"),
     ("memory, training", "eager", "training", "peak_mb"),
 )
