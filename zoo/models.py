@@ -166,8 +166,8 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -
     own = backbone.state_dict()
     absent = [name for name in targets if name not in own]
     tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
-    backbone.load_state_dict({name: value for name, value in tensors.items() if name in own}, strict=True)
     loaded = {name: value for name, value in tensors.items() if name in own}
+    backbone.load_state_dict(loaded, strict=True)
     dropped = (*report.dropped, *absent)
     return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, nonfinite=nonfinite(loaded))
 

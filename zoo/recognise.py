@@ -9,13 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from zoo.catalog import load_config
 from zoo.errors import CheckpointError
-from zoo.timm_models import meta_state
+from zoo.timm_models import as_published
 from zoo.weights.download import Expected, check, sha256_of
 from zoo.weights.files import SUFFIXES, read_checkpoint
 from zoo.weights.home import folder_of
-from zoo.weights.load import fit
 from zoo.weights.manifest import Checkpoint, checkpoints
 
 
@@ -67,9 +65,8 @@ def checkpoint_files(place: Path) -> list[Path]:
 
 
 def _fits(state: dict, entry: Checkpoint) -> bool:
-    config = load_config(entry.variant)
     try:
-        fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))
+        as_published(state, entry)
     except CheckpointError:
         return False
     return True

@@ -11,7 +11,7 @@ import torch
 
 from zoo.catalog import shipped
 from zoo.errors import CheckpointError, shorten
-from zoo.timm_models import PREFIX
+from zoo.timm_models import BACKBONE_ARGUMENTS, PREFIX
 from zoo.weights.files import read_checkpoint
 from zoo.weights.store import hub_file
 
@@ -20,8 +20,6 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
 """Keys by which a configuration asks for code of its own."""
 DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
-TIMM_ARGUMENTS = ("in_chans", "num_classes", "global_pool", "drop_rate", "drop_path_rate")
-"""Arguments of a model that are no configuration keys."""
 LARGEST_CONFIG = 2**22
 """Bytes."""
 
@@ -66,7 +64,7 @@ def read(name: str) -> Stored:
     return Stored(
         variant,
         read_checkpoint(_file(name, *WEIGHTS)),
-        {key: value for key, value in arguments.items() if key not in TIMM_ARGUMENTS},
+        {key: value for key, value in arguments.items() if key not in BACKBONE_ARGUMENTS},
         arguments.get("in_chans", 3),
         {key: described[key] for key in DESCRIBED if key in described},
     )

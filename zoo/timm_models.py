@@ -28,7 +28,7 @@ from zoo.weights.store import tensors_of
 
 PREFIX = "zoo_"
 _MOST_PARAMETERS = 10e9
-_BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
+BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
 _TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
                    "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
 CLASSIFIER = "head.fc"
@@ -50,7 +50,7 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Raises:
         ConfigError: for an unknown name or key.
     """
-    settings = {key: kwargs.pop(key) for key in _BACKBONE_ARGUMENTS if key in kwargs}
+    settings = {key: kwargs.pop(key) for key in BACKBONE_ARGUMENTS if key in kwargs}
     timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
     config = load_config(name, kwargs)
     if kwargs or name not in shipped():
@@ -100,15 +100,24 @@ def published_tensors(entry: Checkpoint) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: if it cannot be had, read or converted.
     """
-    config = load_config(entry.variant)
-    form = hashlib.sha256(repr(config.checkpoints).encode()).hexdigest()
+    form = hashlib.sha256(repr(load_config(entry.variant).checkpoints).encode()).hexdigest()
 
     def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tensors, _ = fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))
+        tensors = as_published(state, entry)
         nonfinite(tensors)
         return tensors
 
     return tensors_of(entry, form, convert)
+
+
+def as_published(state: Mapping[str, torch.Tensor], entry: Checkpoint) -> dict[str, torch.Tensor]:
+    """A state dict under our names, if it has exactly the tensors of a published checkpoint.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    config = load_config(entry.variant)
+    return fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))[0]
 
 
 def meta_state(config: ModelConfig, in_chans: int = 3, num_classes: int = 1000) -> dict[str, torch.Tensor]:

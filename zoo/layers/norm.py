@@ -31,10 +31,9 @@ def fold_behind(conv: nn.Module, norm: nn.Module) -> nn.Module:
     """Put the batch norm behind a convolution or linear layer into its weights; what is left of the norm."""
     if not isinstance(norm, BatchNorm):
         return norm
-    scale, shift = norm.scale_and_shift()
-    bias = shift if conv.bias is None else shift + conv.bias * scale
-    conv.weight.mul_(scale.view(-1, *(1,) * (conv.weight.ndim - 1)))
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+    weight, bias = _folded(conv, norm)
+    conv.weight.copy_(weight)
+    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
     return nn.Identity()
 
 
@@ -61,10 +60,15 @@ def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.
     spatial = isinstance(conv, Conv2d) and (torch.compiler.is_compiling() or conv.weight.numel() > x.numel())
     if norm.training or spatial or not isinstance(norm, BatchNorm):
         return norm(conv(x))
+    return conv.apply_weight(x, *_folded(conv, norm))
+
+
+def _folded(conv: nn.Module, norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution or linear layer with the batch norm behind it, in evaluation mode."""
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale.view(-1, *(1,) * (conv.weight.ndim - 1))
     bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, scale)
-    return conv.apply_weight(x, weight.to(conv.weight.dtype), bias.to(conv.weight.dtype))
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
 def build_norm(norm: Norm | None, dim: int) -> nn.Module:

@@ -47,8 +47,9 @@ def fetch(entry: Checkpoint) -> Path:
         CheckpointError: if it cannot be had, or is not what the manifest expects.
     """
     path = original(entry)
-    if path is None:
-        path = hub_file(entry.hub, [entry.file]) if entry.host == "hub" else _from_address(entry)
+    if path is None and entry.host != "hub":
+        return _from_address(entry)  # checked before it was put in place
+    path = path or hub_file(entry.hub, [entry.file])
     check(path, Expected(entry.sha256, entry.size), f"{entry.id}: {path}")
     return path
 
@@ -68,7 +69,7 @@ def tensors_of(entry: Checkpoint, form: str, convert: Callable[[Tensors], Tensor
     if found is None:
         path = fetch(entry)
         found = dict(convert(read_checkpoint(path)))
-        kept.write(found, entry, form, sha256_of(path))
+        kept.write(found, entry, form, entry.sha256 or sha256_of(path))
     return found
 
 
