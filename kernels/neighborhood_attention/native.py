@@ -20,7 +20,7 @@ def forward(
     dilation: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `operator.forward`."""
+    """See `biased_operator`."""
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
     bias = None if bias is None else F.pad(bias.float(), (0, SPARE))
@@ -42,7 +42,7 @@ def backward(
     dilation: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `operator.backward`."""
+    """See `biased_operator`."""
     dtype, table = q.dtype, bias
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     bias = None if bias is None else F.pad(bias.float(), (0, SPARE))

@@ -36,7 +36,7 @@ def forward(
     dilation: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `operator.forward`."""
+    """See `biased_operator`."""
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
     q, scale = positive(q, scale)
     (q,), (k, v) = readable(q), readable(k, v)

@@ -42,7 +42,7 @@ def backward(
     dilation: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `operator.backward`."""
+    """See `biased_operator`."""
     dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
     delta = torch.empty_like(lse)
     sign = -1 if scale < 0 else 1

@@ -19,7 +19,7 @@ def forward(
     interval: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `operator.forward`."""
+    """See `biased_operator`."""
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
     bias = None if bias is None else bias.float().contiguous()
@@ -41,7 +41,7 @@ def backward(
     interval: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `operator.backward`."""
+    """See `biased_operator`."""
     dtype, table = q.dtype, bias
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     bias = None if bias is None else bias.float().contiguous()

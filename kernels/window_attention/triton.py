@@ -44,7 +44,7 @@ def forward(
     interval: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `operator.forward`."""
+    """See `biased_operator`."""
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
     q, k, v = map(readable, (q, k, v))
     table = None if bias is None else bias.to(q.dtype).contiguous()

@@ -44,7 +44,7 @@ def backward(
     interval: list[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `operator.backward`."""
+    """See `biased_operator`."""
     gradients = [q.new_empty(q.shape) for _ in range(3)]
     q, k, v = map(readable, (q, k, v))
     table = None if bias is None else bias.to(q.dtype).contiguous()
