@@ -25,14 +25,15 @@ LONGEST = 300
 LONG_FOR_A_REASON: dict[str, str] = {}
 
 # Each room may import the rooms named here and itself; `light` is what needs neither torch nor a model.
-LIGHT = {"errors", "schema", "overrides", "config", "catalog"}
+LIGHT = {"errors", "schema", "overrides", "config", "dilate", "catalog"}
 ROOMS = {
     "kernels": set(),
     "errors": set(),
     "schema": {"errors"},
     "overrides": {"errors"},
     "config": {"errors", "schema", "overrides"},
-    "catalog": {"errors", "schema", "overrides", "config", "configs"},
+    "dilate": {"errors", "config"},
+    "catalog": {"errors", "schema", "overrides", "config", "dilate", "configs"},
     "registry": LIGHT,
     "layers": {"kernels", *LIGHT},
     "mixers": {"registry", "layers", "kernels", *LIGHT},
@@ -40,8 +41,9 @@ ROOMS = {
     "embeds": {"registry", "layers", "kernels", *LIGHT},
     "head": {"layers", *LIGHT},
     "init": {"layers", *LIGHT},
+    "masked": set(),
     "block": {"registry", "layers", *LIGHT},
-    "backbone": {"block", "head", "init", "mixers", "ffns", "embeds", "registry", "layers", *LIGHT},
+    "backbone": {"block", "head", "init", "masked", "mixers", "ffns", "embeds", "registry", "layers", *LIGHT},
     "weights": LIGHT,
     "timm_models": {"backbone", "embeds", "weights", *LIGHT},
     "param_groups": {"backbone"},
@@ -50,7 +52,7 @@ ROOMS = {
     "models": {"stored", "timm_models", "backbone", "weights", *LIGHT},
     "edit": {"models", "backbone", *LIGHT},
     "publish": {"models", "stored", "backbone", "weights", *LIGHT},
-    "vision": {"models", "timm_models", "backbone", "weights", *LIGHT},
+    "vision": {"edit", "models", "timm_models", "backbone", "mixers", "kernels", "weights", *LIGHT},
     "cli_output": {"errors"},
     "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
     "cli": {"cli_output", "cli_weights", "vision", "models", "weights", *LIGHT},

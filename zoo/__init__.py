@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from zoo.edit import fuse, resize_positions
+    from zoo.edit import freeze, fuse, resize_positions
     from zoo.models import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
     from zoo.param_groups import parameter_groups
 
@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "convert_checkpoint",
     "create_model",
+    "freeze",
     "fuse",
     "list_models",
     "load_checkpoint",
@@ -29,6 +30,7 @@ __all__ = [
     "resize_positions",
 ]
 _ROOMS = dict.fromkeys(__all__, "zoo.models") | {
+    "freeze": "zoo.edit",
     "fuse": "zoo.edit",
     "parameter_groups": "zoo.param_groups",
     "resize_positions": "zoo.edit",

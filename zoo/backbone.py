@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from zoo.errors import Where
 from zoo.head import Head
 from zoo.init import SCHEMES, initialise
 from zoo.layers.norm import build_norm
-from zoo.schema import Count, Index, Rate, check
+from zoo.masked import apart
+from zoo.schema import Count, Index, Range, Rate, check
 
 
 class Backbone(nn.Module):
@@ -34,6 +35,8 @@ class Backbone(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None for the
             variant's own.
+        level_norm: give each stage's map a norm of its own, as the published detectors do; what `norm=True` of
+            `forward_intermediates` then applies. A variant that has a norm at the end of every stage takes that.
         ready: tensors that will be loaded next, by name: weights of their shapes are not drawn.
 
     Raises:
@@ -49,6 +52,7 @@ class Backbone(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
+        level_norm: bool = False,
         ready: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -57,18 +61,25 @@ class Backbone(nn.Module):
         check(drop_rate, Rate, Where("drop_rate"))
         check(drop_path_rate, Rate | None, Where("drop_path_rate"))
         self.config = config
+        check(level_norm, bool, Where("level_norm"))
         self.num_classes, self.in_chans = num_classes, in_chans
+        self.frozen = 0
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         rates = torch.linspace(0, rate, sum(len(s.blocks) for s in config.stages), device="cpu").tolist()
         self.stages = nn.ModuleList()
         self.feature_info: list[dict[str, Any]] = []
         dim, reduction = in_chans, 1
         for i, stage in enumerate(config.stages):
-            self.stages.append(Stage(stage, dim, [rates.pop(0) for _ in stage.blocks]))
+            norm = config.stage_norm if i + 1 < len(config.stages) else None
+            self.stages.append(Stage(stage, dim, [rates.pop(0) for _ in stage.blocks], norm))
             dim, reduction = stage.dim, reduction * self.stages[-1].reduction
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
         self.num_features = dim
         self.norm = build_norm(config.head.norm, dim) if config.head.order == "norm_pool" else nn.Identity()
+        self.level_norms: nn.ModuleList | None = None
+        if level_norm and config.stage_norm is None:
+            norms = zip(config.level_norm, config.stages, strict=True)
+            self.level_norms = nn.ModuleList(build_norm(norm, stage.dim) for norm, stage in norms)
         self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
         if config.init not in SCHEMES:
             raise (config.where / "init").unknown(config.init, SCHEMES, "scheme")
@@ -79,15 +90,17 @@ class Backbone(nn.Module):
         """Width of the features that the classifier sees."""
         return self.head.hidden_dim
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_chans, H, W) of any size to logits (B, num_classes)."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Images (B, in_chans, H, W) of any size to logits (B, num_classes); `mask` as in `forward_intermediates`."""
+        if mask is not None:
+            return apart(lambda images: [self.forward(images)], x, mask, self._strides([-1]))[0]
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images to the normalised map of the last stage, (B, num_features, H / 32, W / 32)."""
         x = self._enter(x)
         for stage in self.stages:
-            x = stage(x)
+            x = stage.norm(stage(x))
         return _to_nchw(self.norm(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -103,34 +116,59 @@ class Backbone(nn.Module):
         stop_early: bool = False,
         output_fmt: Literal["NCHW", "NHWC"] = "NCHW",
         intermediates_only: bool = False,
+        mask: torch.Tensor | None = None,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The maps at the end of the chosen stages.
 
         Args:
             x: images (B, in_chans, H, W).
             indices: stages to return, negative ones from the end; n for the last n; None for all.
-            norm: apply the final norm, where the variant has one, to the map of the last stage.
+            norm: apply to each map its own norm: that of `level_norm`, or the variant's at the end of the stage.
             stop_early: do not run the stages behind the last one asked for.
             output_fmt: layout of the maps.
             intermediates_only: return the maps alone.
+            mask: (B, H, W), true where a pixel is of the image and not of the padding at its right and bottom. Each
+                image is then seen by itself: its maps are those without padding, and zero beyond.
 
         Returns:
             The result of `forward_features` and the list of maps, or the list alone.
+
+        Raises:
+            ValueError: for images, indices, a format or a mask that is none.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
         take = self._take_indices(indices)
-        last = len(self.stages) - 1
+        count = max(take) + 1 if stop_early else len(self.stages)
+        if mask is None:
+            found = self._maps(x, take, count, norm)
+        else:
+            strides = self._strides([*sorted(set(take)), count - 1])
+            found = apart(lambda images: self._maps(images, take, count, norm), x, mask, strides)
+        *maps, last = found if output_fmt == "NCHW" else [y.permute(0, 2, 3, 1) for y in found]
+        return maps if intermediates_only else (last, maps)
+
+    def _maps(self, x: torch.Tensor, take: Sequence[int], count: int, norm: bool) -> list[torch.Tensor]:
+        """The maps of the stages in `take`, then that of the last of `count` stages with its norm."""
         x, maps = self._enter(x), []
-        for i, stage in enumerate(self.stages[: max(take) + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self.stages[:count]):
             x = stage(x)
             if i in take:
-                y = self.norm(x) if norm and i == last else x
-                maps.append(_to_nchw(y) if output_fmt == "NCHW" else y)
-        if intermediates_only:
-            return maps
-        x = self.norm(x) if i == last else x
-        return (_to_nchw(x) if output_fmt == "NCHW" else x), maps
+                maps.append(self._level(i, x) if norm else x)
+            x = stage.norm(x)
+        if count == len(self.stages):
+            x = self.norm(x)
+        return [_to_nchw(y) for y in (*maps, x)]
+
+    def _level(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """The map of stage `i` with the norm under which it is handed out."""
+        if self.level_norms is not None:
+            return self.level_norms[i](x)
+        x = self.stages[i].norm(x)
+        return self.norm(x) if i == len(self.stages) - 1 else x
+
+    def _strides(self, stages: Sequence[int]) -> list[int]:
+        return [self.feature_info[: len(self.stages)][i]["reduction"] for i in stages]
 
     def _enter(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
@@ -148,12 +186,18 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages behind the last one in `indices`, the final norm and the head; returns the indices."""
+        """Remove the stages behind the last one in `indices`, the head, and norms without use; returns the indices."""
         take = self._take_indices(indices)
         pruned = max(take) + 1 < len(self.stages)
         self.stages = self.stages[: max(take) + 1]
-        if prune_norm or pruned:
+        if prune_norm or pruned or (prune_head and self.level_norms is not None):
             self.norm = nn.Identity()
+        if prune_norm:
+            self.stages[-1].norm, self.level_norms = nn.Identity(), None
+        if self.level_norms is not None:
+            self.level_norms = nn.ModuleList(
+                norm if i in take else nn.Identity() for i, norm in enumerate(self.level_norms[: max(take) + 1])
+            )
         if prune_head or pruned:
             self.head.remove_hidden()
             self.num_features = self.head.hidden_dim = self.feature_info[max(take)]["num_chs"]
@@ -177,6 +221,22 @@ class Backbone(nn.Module):
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
+    def freeze(self, stages: int) -> None:
+        """Do not train the first `stages` stages, the stem with the first; 0 trains all again. See `zoo.freeze`."""
+        check(stages, Annotated[int, Range(0, len(self.stages))], Where("stages"))
+        for i, stage in enumerate(self.stages):
+            if i < max(stages, self.frozen):
+                stage.requires_grad_(i >= stages)
+        self.frozen = stages
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode, but for frozen stages: their statistics and stochastic depth stay in evaluation mode."""
+        super().train(mode)
+        for stage in self.stages[: self.frozen]:
+            stage.eval()
+        return self
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the family's recipe never decays."""
         names = [name for name, _ in self.named_parameters()]
@@ -186,8 +246,13 @@ class Backbone(nn.Module):
         """timm's parameter groups: the stem, then each stage (`coarse`) or each block in order."""
         blocks = [(r"^stages\.(\d+)", None)]
         if not coarse:
-            blocks = [(r"^stages\.(\d+)\.embed", (-1,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
-        return {"stem": r"^stages\.0\.embed", "blocks": [*blocks, (r"^norm|^head\.norm|^head\.pre_logits", (99999,))]}
+            blocks = [
+                (r"^stages\.(\d+)\.embed", (-1,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),
+            ]
+        last = r"^norm|^level_norms|^head\.norm|^head\.pre_logits"
+        return {"stem": r"^stages\.0\.embed", "blocks": [*blocks, (last, (99999,))]}
 
 
 def _to_nchw(x: torch.Tensor) -> torch.Tensor:

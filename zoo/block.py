@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.config import BranchConfig, StageConfig
+from zoo.config import BranchConfig, Norm, StageConfig
 from zoo.errors import ConfigError
 from zoo.layers.drop_path import DropPath
 from zoo.layers.norm import build_norm
@@ -72,10 +72,11 @@ class Stage(nn.Module):
         drop_path: the rate of each block.
 
     Attributes:
+        norm: of the map that the next stage sees; `forward` leaves it to the caller.
         reduction: how many times smaller than the input the output is on each axis.
     """
 
-    def __init__(self, config: StageConfig, dim_in: int, drop_path: Sequence[float]) -> None:
+    def __init__(self, config: StageConfig, dim_in: int, drop_path: Sequence[float], norm: Norm | None = None) -> None:
         super().__init__()
         self.embed = nn.Identity()
         if config.embed is not None:
@@ -87,6 +88,7 @@ class Stage(nn.Module):
                 raise ConfigError(f"{config.where}: block 0 has no branch that could go from {dim_in} to {config.dim}")
             self.blocks.append(Block(branches, dim_in, config.dim, rate))
             dim_in = config.dim
+        self.norm = build_norm(norm, config.dim)
         self.reduction = getattr(self.embed, "reduction", 1)
         for block in self.blocks:
             for branch in block:

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from zoo.config import ModelConfig, parse_model
+from zoo.dilate import dilate
 from zoo.errors import ConfigError, Where
 from zoo.overrides import check_tree, override
-from zoo.schema import check, check_mapping
+from zoo.schema import Count, check, check_mapping
 
 CONFIG_DIR = Path(str(files("zoo.configs")))
 
@@ -76,20 +77,22 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
 
     Args:
         name: a shipped variant, or a file that ends in `.yaml` or `.yml`, with `:variant` when it has several.
-        overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`), and the
-            names of the family's `options`.
+        overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`), the names of
+            the family's `options`, and `output_stride` (see `zoo.dilate`).
 
     Raises:
         ConfigError: if there is no such variant or the configuration is not valid.
     """
     path, variant = _locate(check(name, str, Where("model name")))
     tree, where = _resolve(path, variant)
-    if overrides:
-        place = Where(f"overrides of {name}")
+    place, overrides = Where(f"overrides of {name}"), dict(overrides or {})
+    changes = check_mapping({key: value for key, value in overrides.items() if key != "output_stride"}, place)
+    if changes:
         options = check_mapping(tree.get("options", {}), where / "options")
-        changes = check_mapping(overrides, place).items()
-        tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes}, place)
-    return replace(parse_model(variant or path.stem, tree, where), source=name, overrides=dict(overrides or {}))
+        tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes.items()}, place)
+    config = replace(parse_model(variant or path.stem, tree, where), source=name, overrides=overrides)
+    stride = check(overrides.get("output_stride"), Count | None, place / "output_stride")
+    return config if stride is None else dilate(config, stride)
 
 
 _FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)

@@ -139,6 +139,8 @@ class ModelConfig:
     """Everything that defines one variant.
 
     Attributes:
+        stage_norm: norm at the end of each stage but the last, whose norm is the head's.
+        level_norm: norm of each stage's map where it is handed out as a level of a pyramid.
         source, overrides: what `load_config` was given for it.
     """
 
@@ -146,6 +148,8 @@ class ModelConfig:
     family: str
     img_size: tuple[int, int]
     stages: tuple[StageConfig, ...]
+    stage_norm: Norm | None
+    level_norm: tuple[Norm | None, ...]
     head: HeadConfig
     init: str
     drop_path_rate: float
@@ -164,6 +168,8 @@ _MODEL_KEYS: dict[str, Any] = {
     "downsample": Any,
     "block": Any,
     "stages": Any,
+    "stage_norm": Norm,
+    "level_norm": Norm | tuple[Norm | None, ...],
     "head": HeadConfig,
     "init": str,
     "drop_path_rate": Rate,
@@ -190,11 +196,14 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
     fields = check_fields(tree, _MODEL_KEYS, _REQUIRED, where)
     checkpoints = check_mapping(fields.get("checkpoints", {}), where / "checkpoints")
     scales = check_mapping(fields.get("lr_scale", {}), where / "lr_scale")
+    stages = _parse_stages(tree, where)
     return ModelConfig(
         name=name,
         family=fields["family"],
         img_size=fields["img_size"],
-        stages=_parse_stages(tree, where),
+        stages=stages,
+        stage_norm=fields.get("stage_norm"),
+        level_norm=_parse_level_norm(fields.get("level_norm", Norm("layernorm")), len(stages), where / "level_norm"),
         head=fields["head"],
         init=fields["init"],
         drop_path_rate=fields.get("drop_path_rate", 0.0),
@@ -218,6 +227,13 @@ def _parse_stages(tree: Mapping[str, Any], where: Where) -> tuple[StageConfig, .
         embed = None if tree.get(key) is None else Part.from_yaml(tree[key], where / key)
         parsed.append(_parse_stage(check_mapping(stage, here / i), block, embed, here / i))
     return tuple(parsed)
+
+
+def _parse_level_norm(value: Norm | tuple[Norm | None, ...], stages: int, where: Where) -> tuple[Norm | None, ...]:
+    norms = value if isinstance(value, tuple) else (value,) * stages
+    if len(norms) != stages:
+        raise where.error(value, f"one norm, or {stages} of them, one a stage")
+    return norms
 
 
 def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | None, where: Where) -> StageConfig:

@@ -13,6 +13,17 @@ from zoo.errors import ConfigError
 from zoo.models import backbone_of, load_checkpoint
 
 
+def freeze(model: nn.Module, stages: int) -> None:
+    """Do not train the first `stages` stages of a model, the stem with the first; 0 trains all of it again.
+
+    Their batch norms and stochastic depth stay in evaluation mode, whatever `train()` is called with.
+
+    Raises:
+        ConfigError: if this is not a model of the zoo, or it has fewer stages.
+    """
+    backbone_of(model).freeze(stages)
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """A copy for inference whose batch norms are part of the convolutions and linear layers beside them.
 

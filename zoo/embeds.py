@@ -27,6 +27,7 @@ class ConvLayer:
 
     kernel: Count
     stride: Count = 1
+    dilation: Count = 1
     padding: Index | Literal["same"] | None = None
     dim: Count | None = None
     bias: bool = True
@@ -66,7 +67,7 @@ class ConvEmbed(nn.Module):
         self.pad_to = pad_to
         self.pre_norm = build_norm(pre_norm, dim_in)
         self.convs = nn.ModuleList(
-            Conv2d(a, b, layer.kernel, layer.stride, layer.padding, layer.bias)
+            Conv2d(a, b, layer.kernel, layer.stride, layer.padding, layer.bias, dilation=layer.dilation)
             for a, b, layer in zip(widths, widths[1:], layers, strict=False)
         )
         self.norms = nn.ModuleList(build_norm(layer.norm, b) for b, layer in zip(widths[1:], layers, strict=True))

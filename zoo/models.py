@@ -19,6 +19,7 @@ from zoo.catalog import family_of, is_file, load_config, shipped
 from zoo.config import ModelConfig
 from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
+from zoo.weights.convert import of_detector
 from zoo.weights.files import as_state_dict, read_checkpoint
 from zoo.weights.load import LoadReport, fit, nonfinite
 from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint
@@ -36,6 +37,8 @@ def create_model(
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
+    level_norm: bool = False,
+    output_stride: int | None = None,
     drop_path_rate: float | None = None,
     drop_rate: float = 0.0,
     **overrides: Any,
@@ -48,13 +51,17 @@ def create_model(
             publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder").
         pretrained: load the variant's published weights, downloaded and converted the first time.
         checkpoint: a file or state dict to load instead, in any published form of the variant. With another
-            number of classes the classifier is drawn anew; with other channels the first convolution is adapted.
+            number of classes the classifier is drawn anew; with other channels the first convolution is adapted. Of a
+            detector or segmenter, for `features_only`, the part `backbone.`.
         num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
         in_chans: channels of the image.
         img_size: (height, width) for rules that follow the training size, such as MaxViT's window of
             img_size / 32. Every model takes images of any size whatever this is.
         features_only: return a model that maps images to a list of (B, C, H, W) maps at strides 4, 8, 16 and 32.
         out_indices: the stages of that list, 0 to 3, or negative from the end.
+        level_norm: give each map a norm of its own, as the published detectors of the family do.
+        output_stride: the coarsest stride of a map, 8 or 16 instead of 32: later stages are dilated instead, which NAT
+            and DiNAT can.
         drop_path_rate: stochastic depth; None for the published rate of the variant.
         drop_rate: dropout before the classifier.
         overrides: configuration keys, dotted for one value in a mapping: `**{"block.mlp.ratio": 3}`.
@@ -79,15 +86,22 @@ def create_model(
     if pretrained and checkpoint is not None:
         raise CheckpointError("pretrained=True and checkpoint= both name weights: pass one of them")
     optional = {"img_size": img_size, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
+    optional |= {"output_stride": output_stride}
     settings = {key: value for key, value in optional.items() if value is not None}
-    settings |= {"in_chans": in_chans, "drop_rate": drop_rate, **overrides}
+    settings |= {"in_chans": in_chans, "drop_rate": drop_rate, "level_norm": level_norm, **overrides}
     if features_only:
         settings["features_only"] = True
     variant, tag = split_tag(name)
     classes = 1000
-    if checkpoint is not None:
+    state = None if checkpoint is None else _read(checkpoint)
+    if state is not None and of_detector(state):
+        settings["num_classes"] = 0 if features_only and num_classes is None else num_classes or 1000
+        model = timm_models.build(variant, **settings)
+        load_checkpoint(model, state)
+        return model
+    if state is not None:
         sized = overrides if img_size is None else {"img_size": img_size, **overrides}
-        described |= _as_pretrained(checkpoint, load_config(variant, sized))
+        described |= _as_pretrained(state, load_config(variant, sized))
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
     elif pretrained:
         if (entry := default_checkpoint(variant, tag)) is None:
@@ -105,9 +119,9 @@ def split_tag(name: str) -> tuple[str, str | None]:
     return variant, tag or None
 
 
-def _as_pretrained(source: str | PathLike[str] | StateDict, config: ModelConfig) -> dict[str, Any]:
+def _as_pretrained(state: StateDict, config: ModelConfig) -> dict[str, Any]:
     """timm's description of a checkpoint at hand: its tensors under our names, its classes and channels."""
-    tensors, _ = fit(_read(source), config.checkpoints, timm_models.meta_state(config), timm_models.adaptable(config))
+    tensors, _ = fit(state, config.checkpoints, timm_models.meta_state(config), timm_models.adaptable(config))
     nonfinite(tensors)
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
     channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
@@ -135,23 +149,27 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
 def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tensor]:
     """A published state dict of the variant `name` under our names, ready for `load_state_dict(strict=True)`.
 
-    Every published set of keys of the variant is recognised by its keys, ours too.
+    Every published set of keys of the variant is recognised by its keys, ours too. Of a detector or segmenter, the
+    backbone with what it has of `level_norms`: for the model inside `create_model(..., features_only=True)`.
 
     Raises:
         CheckpointError: if keys or shapes do not fit; the classifier may have any number of classes and the
             first convolution any number of channels.
         ConfigError: for an unknown name.
     """
-    config = load_config(split_tag(name)[0])
-    free = timm_models.adaptable(config)
-    return fit(as_state_dict(state_dict), config.checkpoints, timm_models.meta_state(config), free)[0]
+    config, state = load_config(split_tag(name)[0]), as_state_dict(state_dict)
+    free, dense = timm_models.adaptable(config), of_detector(state)
+    targets = timm_models.meta_state(config, level_norm=dense)
+    optional = [name for name in targets if dense and name.startswith(("head.", "norm.", timm_models.LEVEL_NORMS))]
+    return fit(state, config.checkpoints, targets, free, optional)[0]
 
 
 def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -> LoadReport:
     """Load a checkpoint, in any published form of the model's variant or in ours, into `model`.
 
-    What the model has been built without (classifier, pruned stages) is dropped and reported; a relative
-    position table of another window is interpolated and reported. Everything else must fit.
+    What the model has been built without (classifier, pruned stages, norms of levels) is dropped and reported; a
+    relative position table of another window is interpolated and reported. Of a detector or segmenter the part
+    `backbone.` is taken. Everything else must fit.
 
     Args:
         model: made by `zoo.create_model` or `timm.create_model("zoo_...")`.
@@ -162,14 +180,18 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -
         ConfigError: if `model` is not a model of the zoo.
     """
     backbone = backbone_of(model)
-    targets = timm_models.meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000)
+    targets = timm_models.meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000, True)
     own = backbone.state_dict()
-    absent = [name for name in targets if name not in own]
-    tensors, report = fit(_read(source), backbone.config.checkpoints, targets, free=absent)
+    absent = {name for name in targets if name not in own}
+    levels = {name for name in targets if name.startswith(timm_models.LEVEL_NORMS)}
+    tensors, report = fit(_read(source), backbone.config.checkpoints, targets, absent, absent | levels)
     loaded = {name: value for name, value in tensors.items() if name in own}
-    backbone.load_state_dict(loaded, strict=True)
-    dropped = (*report.dropped, *absent)
-    return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, nonfinite=nonfinite(loaded))
+    fresh = {name: value for name, value in own.items() if name not in loaded}
+    backbone.load_state_dict(fresh | loaded, strict=True)
+    dropped = (*report.dropped, *(name for name in tensors if name in absent))
+    return dataclasses.replace(
+        report, loaded=tuple(loaded), dropped=dropped, nonfinite=nonfinite(loaded), fresh=tuple(fresh)
+    )
 
 
 def backbone_of(model: nn.Module) -> Backbone:

@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import Format
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from zoo.backbone import Backbone
@@ -28,10 +30,11 @@ from zoo.weights.store import tensors_of
 
 PREFIX = "zoo_"
 _MOST_PARAMETERS = 10e9
-BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
+BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "level_norm")
 _TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
                    "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
 CLASSIFIER = "head.fc"
+LEVEL_NORMS = "level_norms."
 
 
 def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
@@ -42,6 +45,24 @@ def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
 def adaptable(config: ModelConfig) -> tuple[str, ...]:
     """Names of the parameters that timm adapts to another number of channels or classes."""
     return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
+
+
+class FeaturePyramid(FeatureGetterNet):
+    """timm's feature wrapper around a `Backbone`, which also takes the mask of a padded batch.
+
+    `feature_info` tells channels, reductions and modules of the maps.
+    """
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Images (B, in_chans, H, W) to one map (B, C, H / stride, W / stride) a level, fine to coarse.
+
+        Args:
+            mask: (B, H, W), true where a pixel is of the image, as for `Backbone.forward_intermediates`.
+        """
+        fmt = "NHWC" if self.output_fmt == Format.NHWC else "NCHW"
+        return self.model.forward_intermediates(
+            x, self.out_indices, self.norm, output_fmt=fmt, intermediates_only=True, mask=mask
+        )
 
 
 def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -62,6 +83,7 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             timm_settings["pretrained_cfg_overlay"] |= _weights(name, timm_settings)
     else:
         timm_settings.setdefault("pretrained_cfg", default_cfg(config, None))
+    normed = {"norm": True} if settings.get("level_norm") else {}
     overlay = timm_settings.get("pretrained_cfg_overlay") or {}
     tensors = overlay.get("state_dict")
     if tensors is not None:  # timm copies what stands there several times
@@ -71,7 +93,7 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         PREFIX + config.name,
         pretrained,
         pretrained_filter_fn=_filter if tensors is None else lambda _, model: _filter(tensors, model),
-        feature_cfg={"out_indices": tuple(range(len(config.stages))), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(len(config.stages))), "feature_cls": FeaturePyramid} | normed,
         **settings,
         **timm_settings,
     )
@@ -120,10 +142,12 @@ def as_published(state: Mapping[str, torch.Tensor], entry: Checkpoint) -> dict[s
     return fit(state, config.checkpoints, meta_state(config, num_classes=entry.num_classes))[0]
 
 
-def meta_state(config: ModelConfig, in_chans: int = 3, num_classes: int = 1000) -> dict[str, torch.Tensor]:
+def meta_state(
+    config: ModelConfig, in_chans: int = 3, num_classes: int = 1000, level_norm: bool = False
+) -> dict[str, torch.Tensor]:
     """Names and shapes of a whole variant, without memory behind them."""
     with torch.device("meta"):
-        return Backbone(config, num_classes, in_chans).state_dict()
+        return Backbone(config, num_classes, in_chans, level_norm=level_norm).state_dict()
 
 
 def _check_memory(config: ModelConfig) -> None:
@@ -160,8 +184,10 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
 
 
 def _filter(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Any published form of a checkpoint under our keys."""
-    return fit(as_state_dict(state), model.config.checkpoints, model.state_dict(), adaptable(model.config))[0]
+    """Any published form of a checkpoint under our keys, with the model's own norms of levels."""
+    own = model.state_dict()
+    levels = {name: value for name, value in own.items() if name.startswith(LEVEL_NORMS)}
+    return levels | fit(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), levels)[0]
 
 
 def _entrypoint(variant: str) -> Callable[..., nn.Module]:

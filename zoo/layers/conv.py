@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import exporting
 from zoo.kernels.sizes import always, steps
 from zoo.schema import Index
 
@@ -19,8 +20,8 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` on (B, H, W, C), with TensorFlow's "same" padding as an option.
 
     Args:
-        padding: zeros on every side; None for kernel // 2; "same" pads an output of ceil(size / stride) pixels
-            with the odd zero on the right and at the bottom.
+        padding: zeros on every side; None for dilation * (kernel // 2); "same" pads an output of ceil(size / stride)
+            pixels with the odd zero on the right and at the bottom.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class Conv2d(nn.Conv2d):
         padding: Index | Literal["same"] | None = None,
         bias: bool = True,
         groups: int = 1,
+        dilation: int = 1,
     ) -> None:
-        symmetric = kernel // 2 if padding is None else 0 if padding == "same" else padding
-        super().__init__(dim_in, dim, kernel, stride, symmetric, groups=groups, bias=bias)
+        symmetric = dilation * (kernel // 2) if padding is None else 0 if padding == "same" else padding
+        super().__init__(dim_in, dim, kernel, stride, symmetric, dilation, groups, bias)
         self.same = padding == "same"
         if groups == dim_in:
             # A depthwise kernel is contiguous in both layouts. Written with the strides of NHWC, it tells oneDNN to
@@ -51,9 +53,12 @@ class Conv2d(nn.Conv2d):
         if self.same:
             x, weight, padding = self._same(x, weight)
         maps = x.permute(0, 3, 1, 2)
-        if x.device.type == "cpu" and max(self.kernel_size) > 16 and always(x.shape[0] == 1):
-            maps = maps.contiguous()  # oneDNN has no fast gradient of large kernels for one map in channels_last
-        out = F.conv2d(maps, weight, bias, self.stride, padding, groups=self.groups)
+        # oneDNN has no fast gradient of large kernels for one map in channels_last, and what PyTorch takes for
+        # channels_last depends on the sizes, which would bind an exported program to some.
+        slow = x.device.type == "cpu" and max(self.kernel_size) > 16 and always(x.shape[0] == 1)
+        if slow or exporting():
+            maps = maps.contiguous()
+        out = F.conv2d(maps, weight, bias, self.stride, padding, self.dilation, self.groups)
         return out.permute(0, 2, 3, 1).contiguous()
 
     def _same(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from zoo.weights import transforms
 from zoo.weights.keys import Renaming, rename
 
 OWN = "zoo"
+BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Conversion:
     """A state dict under our names.
 
     Attributes:
-        tensors: our name to value, after the transforms; every name of the model and no other.
+        tensors: our name to value, after the transforms; names of the targets, and every one that is not optional.
         key_set: the published form it was recognised as; "zoo" for our own.
-        dropped: official keys that a rule drops.
+        dropped: official keys that a rule drops, and those of a detector's other parts.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -34,31 +35,53 @@ class Conversion:
 
 
 def convert(
-    state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor],
+    key_sets: Mapping[str, KeySet],
+    targets: Mapping[str, torch.Tensor],
+    optional: Container[str] = (),
 ) -> Conversion:
     """Rename and transform `state` to the names in `targets`.
 
-    The published form whose renamed keys match the most targets is taken. Shapes are left to the caller.
+    The published form whose renamed keys match the most targets is taken. Of a detector or segmenter, whose keys are
+    those of its parts, the part `backbone.` is. Shapes are left to the caller.
+
+    Args:
+        optional: targets that may be missing.
 
     Raises:
         CheckpointError: naming the first missing and unexpected keys.
     """
+    state, others = _backbone_part(state)
     candidates = {OWN: Renaming({key: (key,) for key in state}, (), ())}
     candidates |= {name: rename(state, rules) for name, rules in key_sets.items()}
     pieces = {name: _pieces(renaming) for name, renaming in candidates.items()}
     key_set = max(candidates, key=lambda name: len(pieces[name].keys() & targets.keys()))
     renaming, found = candidates[key_set], pieces[key_set]
-    missing = [key for key in targets if key not in found]
+    missing = [key for key in targets if key not in found and key not in optional]
     unexpected = [*renaming.unknown, *(p.key for name in found if name not in targets for p in found[name])]
     repeated = [name for name, parts in found.items() if max(Counter(p.part for p in parts).values()) > 1]
     if missing or unexpected or repeated:
-        raise mismatch(f"read as a checkpoint in {key_set!r} form", missing, unexpected, repeated)
+        form = f"read as a checkpoint in {key_set!r} form"
+        if others:
+            form += ", of a detector or segmenter, whose backbone a model with features_only=True takes"
+        raise mismatch(form, missing, unexpected, repeated)
     rules = {} if key_set == OWN else key_sets[key_set].transforms
     tensors = {
         name: _transform(name, _assemble(name, parts, state), rules, targets[name].shape)
         for name, parts in found.items()
     }
-    return Conversion(tensors, key_set, renaming.dropped)
+    return Conversion(tensors, key_set, (*renaming.dropped, *others))
+
+
+def of_detector(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a state dict is that of a detector or segmenter, with a part `backbone.`."""
+    return any(key.startswith(BACKBONE) for key in state)
+
+
+def _backbone_part(state: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
+    """What stands under `backbone.`, without that prefix, and the other keys; everything where nothing does."""
+    inside = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    return (inside, [key for key in state if not key.startswith(BACKBONE)]) if inside else (state, [])
 
 
 @dataclass(frozen=True, order=True)

@@ -25,11 +25,12 @@ class LoadReport:
         key_set: the published form that the checkpoint was recognised as; "zoo" for our own.
         loaded: parameters and statistics written.
         resized: those of them whose relative position table was interpolated to another window.
-        dropped: what the checkpoint holds and the model has been built without (classifier, pruned stages),
-            and official keys that a rule drops.
+        dropped: what the checkpoint holds and the model has been built without (classifier, pruned stages, norms of
+            levels), official keys that a rule drops, and the parts of a detector that are not its backbone.
         missing: names of the model that the checkpoint lacks; a load with any raises.
         unexpected: names of the checkpoint that the variant lacks; a load with any raises.
         nonfinite: those written that hold NaN or infinity.
+        fresh: names of the model that were left as drawn: norms of levels, which classifiers do not have.
     """
 
     key_set: str
@@ -39,6 +40,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = {field.name: len(getattr(self, field.name)) for field in fields(self) if field.name != "key_set"}
@@ -46,7 +48,11 @@ class LoadReport:
 
 
 def fit(
-    state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Targets, free: Container[str] = ()
+    state: Mapping[str, torch.Tensor],
+    key_sets: Mapping[str, KeySet],
+    targets: Targets,
+    free: Container[str] = (),
+    optional: Container[str] = (),
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """`state` under our names, and the report of what that took.
 
@@ -58,11 +64,12 @@ def fit(
         key_sets: the variant's key rules.
         targets: every name of the variant, with a tensor of its shape and kind.
         free: names whose shape may differ from the target's.
+        optional: names that the checkpoint may lack.
 
     Raises:
         CheckpointError: if keys or shapes do not fit.
     """
-    conversion = convert(state, key_sets, targets)
+    conversion = convert(state, key_sets, targets, optional)
     tensors, resized = dict(conversion.tensors), []
     for name, value in tensors.items():
         shape = targets[name].shape
