@@ -10,7 +10,8 @@ from zoo.kernels.channel_attention.api import channel_attention
 from zoo.kernels.deform_conv.api import deform_conv
 from zoo.kernels.global_attention.api import global_attention
 from zoo.kernels.neighborhood_attention.api import neighborhood_attention
-from zoo.kernels.routing_attention.api import region_routes, routing_attention
+from zoo.kernels.recording import recording
+from zoo.kernels.routing_attention.api import region_routes, region_scores, routing_attention
 from zoo.kernels.window_attention.api import window_attention
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "explain_backend",
     "global_attention",
     "neighborhood_attention",
+    "recording",
     "region_routes",
+    "region_scores",
     "routing_attention",
     "use_backend",
     "window_attention",

@@ -7,8 +7,10 @@ import torch
 from zoo.kernels.aggregated_attention import operator, reference
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import check_qkv
+from zoo.kernels.recording import recorded
 
 
+@recorded
 def aggregated_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -6,8 +6,10 @@ import torch
 
 from zoo.kernels.channel_attention import reference
 from zoo.kernels.checks import check_qkv
+from zoo.kernels.recording import recorded
 
 
+@recorded
 def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """DaViT's channel group attention (Ding et al. 2022, https://arxiv.org/abs/2204.03645, equation 3).
 

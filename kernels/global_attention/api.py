@@ -6,8 +6,10 @@ import torch
 
 from zoo.kernels.checks import check_qkv
 from zoo.kernels.global_attention import reference
+from zoo.kernels.recording import recorded
 
 
+@recorded
 def global_attention(
     q: torch.Tensor,
     k: torch.Tensor,

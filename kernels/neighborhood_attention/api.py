@@ -7,8 +7,10 @@ import torch
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
 from zoo.kernels.neighborhood_attention import operator, reference
+from zoo.kernels.recording import recorded
 
 
+@recorded
 def neighborhood_attention(
     q: torch.Tensor,
     k: torch.Tensor,

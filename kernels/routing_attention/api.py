@@ -6,10 +6,12 @@ import torch
 
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.recording import recorded
 from zoo.kernels.routing_attention import operator, reference
 from zoo.kernels.sizes import steps
 
 
+@recorded
 def routing_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -67,3 +69,20 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
     if topk < 1:
         raise ValueError(f"topk is {topk}, expected at least 1")
     return reference.region_routes(q, k, as_pair(region, "region"), topk)
+
+
+def region_scores(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int]) -> torch.Tensor:
+    """The products of the mean query of each region with the mean key of each, by which `region_routes` chooses.
+
+    Args:
+        q, k: (B, H, W, heads, head_dim), any strides.
+        region: (height, width) of a region in positions, or one number for both.
+
+    Returns:
+        (B, regions, regions), row-major, the region that chooses first; float32 at least.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not agree.
+    """
+    check_qkv(q, k, k)
+    return reference.region_scores(q, k, as_pair(region, "region"))

@@ -28,9 +28,13 @@ def routing_attention(
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
     """See `api.region_routes`."""
+    return region_scores(q, k, region).argsort(dim=-1, descending=True, stable=True)[..., :topk]
+
+
+def region_scores(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
+    """See `api.region_scores`."""
     q, k = (_region_means(t.detach(), region) for t in (q, k))
-    scores = q @ k.mT
-    return scores.argsort(dim=-1, descending=True, stable=True)[..., :topk]
+    return q @ k.mT
 
 
 def _region_means(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:

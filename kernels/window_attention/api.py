@@ -6,9 +6,11 @@ import torch
 
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.recording import recorded
 from zoo.kernels.window_attention import operator, reference
 
 
+@recorded
 def window_attention(
     q: torch.Tensor,
     k: torch.Tensor,

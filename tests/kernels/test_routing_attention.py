@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.kernels import native, region_routes, routing_attention, use_backend
+from zoo.kernels import native, region_routes, region_scores, routing_attention, use_backend
 from zoo.kernels.routing_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -82,6 +82,14 @@ def test_scale_is_an_argument() -> None:
 def test_routes_equal_a_loop(case: Case) -> None:
     q, k, _ = inputs(case)
     assert region_routes(q, k, case.region, case.topk).tolist() == loop_routes(q, k, case.region, case.topk)
+
+
+def test_routes_are_the_best_scores() -> None:
+    q, k = torch.randn(2, 2, 6, 8, 3, 4, dtype=torch.float64).unbind(0)
+    scores = region_scores(q, k, (3, 2))
+    means = [t.unflatten(2, (4, 2)).unflatten(1, (2, 3)).mean((2, 4)).flatten(1, 2).flatten(2) for t in (q, k)]
+    torch.testing.assert_close(scores, torch.einsum("bic,bjc->bij", *means))
+    torch.testing.assert_close(scores.gather(2, region_routes(q, k, (3, 2), 5)), scores.topk(5).values)
 
 
 def test_means_leave_out_positions_beyond_the_map() -> None:

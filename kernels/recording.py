@@ -1,0 +1,62 @@
+"""Which operations a model calls, and with what: for those who look at it from outside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+
+_calls: list[Call] | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a public operation.
+
+    Attributes:
+        operation: the operation itself.
+        arguments: all of its arguments by name, defaults too; tensors as they were given.
+    """
+
+    operation: Callable[..., torch.Tensor]
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The operation's name in `zoo.kernels`."""
+        return self.operation.__name__
+
+    def again(self, **changes: Any) -> torch.Tensor:
+        """What the operation gives with some arguments changed."""
+        return self.operation(**self.arguments | changes)
+
+
+def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A decorator of a public operation: its calls are noted while `recording` is active."""
+    signature = inspect.signature(operation)
+
+    @wraps(operation)
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _calls is not None:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            _calls.append(Call(operation, dict(bound.arguments)))
+        return operation(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Within this context every call of an operation is appended to the list that it gives."""
+    global _calls
+    before, _calls = _calls, []
+    try:
+        yield _calls
+    finally:
+        _calls = before
