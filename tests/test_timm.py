@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.utils.model import freeze_batch_norm_2d
+from torch import nn
 
 import zoo
 import zoo.timm_models
@@ -125,6 +128,24 @@ def test_gradient_checkpointing_changes_nothing(small: str) -> None:
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("replace", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_batch_norms_may_be_replaced(small: str, replace: Callable[[nn.Module], nn.Module]) -> None:
+    """Frozen and synchronised batch norms are of NCHW wherever they are put."""
+    model = timm.create_model(f"zoo_{small}", features_only=True, level_norm=True).eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    with torch.inference_mode():
+        before = model(IMAGE)
+    model = replace(model)
+    with torch.inference_mode():
+        after = model(IMAGE)
+    assert not {type(module) for module in model.modules()} & {type(norm) for norm in norms}
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    assert all(level.isfinite().all() for level in model.train()(IMAGE))
 
 
 def test_optimiser_groups(small: str) -> None:

@@ -17,7 +17,7 @@ from zoo.config import ModelConfig
 from zoo.errors import Where
 from zoo.head import Head
 from zoo.init import SCHEMES, initialise
-from zoo.layers.norm import build_norm
+from zoo.layers.norm import apply_norm, build_norm
 from zoo.masked import apart
 from zoo.schema import Count, Index, Range, Rate, check
 
@@ -100,8 +100,8 @@ class Backbone(nn.Module):
         """Images to the normalised map of the last stage, (B, num_features, H / 32, W / 32)."""
         x = self._enter(x)
         for stage in self.stages:
-            x = stage.norm(stage(x))
-        return _to_nchw(self.norm(x))
+            x = apply_norm(stage.norm, stage(x))
+        return _to_nchw(apply_norm(self.norm, x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """A map of `forward_features` to logits, or to the pooled features before the classifier."""
@@ -155,17 +155,17 @@ class Backbone(nn.Module):
             x = stage(x)
             if i in take:
                 maps.append(self._level(i, x) if norm else x)
-            x = stage.norm(x)
+            x = apply_norm(stage.norm, x)
         if count == len(self.stages):
-            x = self.norm(x)
+            x = apply_norm(self.norm, x)
         return [_to_nchw(y) for y in (*maps, x)]
 
     def _level(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """The map of stage `i` with the norm under which it is handed out."""
         if self.level_norms is not None:
-            return self.level_norms[i](x)
-        x = self.stages[i].norm(x)
-        return self.norm(x) if i == len(self.stages) - 1 else x
+            return apply_norm(self.level_norms[i], x)
+        x = apply_norm(self.stages[i].norm, x)
+        return apply_norm(self.norm, x) if i == len(self.stages) - 1 else x
 
     def _strides(self, stages: Sequence[int]) -> list[int]:
         return [self.feature_info[: len(self.stages)][i]["reduction"] for i in stages]

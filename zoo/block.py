@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import BranchConfig, Norm, StageConfig
 from zoo.errors import ConfigError
 from zoo.layers.drop_path import DropPath
-from zoo.layers.norm import build_norm
+from zoo.layers.norm import apply_norm, build_norm
 from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
 
 
@@ -41,7 +41,7 @@ class Branch(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.post_norm(self.fn(self.norm(x)))
+        y = apply_norm(self.post_norm, self.fn(apply_norm(self.norm, x)))
         if self.gamma is not None:
             y = y * self.gamma
         y = self.drop_path(y)

@@ -16,7 +16,7 @@ from zoo.kernels.sizes import pad_to_least, pad_to_multiple
 from zoo.layers.activations import ACTIVATIONS, Act
 from zoo.layers.conv import Conv2d
 from zoo.layers.linear import Linear
-from zoo.layers.norm import build_norm, conv_norm, fold_behind
+from zoo.layers.norm import apply_norm, build_norm, conv_norm, fold_behind
 from zoo.registry import EMBEDS
 from zoo.schema import Count, Index, dataclass_from_yaml
 
@@ -80,7 +80,7 @@ class ConvEmbed(nn.Module):
 
         A map that the first kernel does not fit into is extended by zeros.
         """
-        x = pad_to_multiple(self.pre_norm(x), (self.pad_to, self.pad_to))
+        x = pad_to_multiple(apply_norm(self.pre_norm, x), (self.pad_to, self.pad_to))
         x = pad_to_least(x, (self.least, self.least))
         for conv, norm, act in zip(self.convs, self.norms, self.acts, strict=True):
             x = conv_norm(conv, norm, x)
@@ -130,8 +130,8 @@ class CrossScaleEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H // stride, W // stride, dim); a smaller map is padded to one step."""
-        x = pad_to_least(self.pre_norm(x), (self.reduction, self.reduction))
-        return self.norm(torch.cat([conv(x) for conv in self.convs], dim=-1))
+        x = pad_to_least(apply_norm(self.pre_norm, x), (self.reduction, self.reduction))
+        return apply_norm(self.norm, torch.cat([conv(x) for conv in self.convs], dim=-1))
 
 
 @EMBEDS.register("patch_merging")
@@ -152,7 +152,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, ceil(H / 2), ceil(W / 2), dim)."""
         x = pad_to_multiple(x, (2, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return self.proj(apply_norm(self.norm, x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 @EMBEDS.register("deform")
@@ -177,7 +177,8 @@ class DeformEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H // 2, W // 2, dim); a smaller map is padded to one step."""
         x = pad_to_least(x, (2, 2))
-        return self.act(self.norm(deform_conv(x, self.offset(x), self.conv.weight, self.conv.bias, stride=2)))
+        x = deform_conv(x, self.offset(x), self.conv.weight, self.conv.bias, stride=2)
+        return self.act(apply_norm(self.norm, x))
 
     def fold(self) -> None:
         """Put a batch norm into the convolution before it."""

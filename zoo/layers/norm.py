@@ -26,6 +26,16 @@ class BatchNorm(nn.BatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
+def apply_norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """norm(x) of (B, H, W, C), also by a batch norm of NCHW that another library has put in place of ours.
+
+    `SyncBatchNorm.convert_sync_batchnorm`, timm's and transformers' frozen batch norms do that.
+    """
+    if isinstance(norm, BatchNorm | nn.LayerNorm | nn.Identity):
+        return norm(x)
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 @torch.no_grad()
 def fold_behind(conv: nn.Module, norm: nn.Module) -> nn.Module:
     """Put the batch norm behind a convolution or linear layer into its weights; what is left of the norm."""
@@ -59,7 +69,7 @@ def conv_norm(conv: Conv2d | Linear, norm: nn.Module, x: torch.Tensor) -> torch.
     """
     spatial = isinstance(conv, Conv2d) and (torch.compiler.is_compiling() or conv.weight.numel() > x.numel())
     if norm.training or spatial or not isinstance(norm, BatchNorm):
-        return norm(conv(x))
+        return apply_norm(norm, conv(x))
     return conv.apply_weight(x, *_folded(conv, norm))
 
 
