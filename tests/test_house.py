@@ -52,10 +52,11 @@ ROOMS = {
     "models": {"stored", "timm_models", "backbone", "weights", *LIGHT},
     "edit": {"models", "backbone", *LIGHT},
     "publish": {"models", "stored", "backbone", "weights", *LIGHT},
-    "vision": {"edit", "models", "timm_models", "backbone", "mixers", "kernels", "weights", *LIGHT},
+    "vision": {"edit", "models", "timm_models", "backbone", "mixers", "registry", "kernels", "weights", *LIGHT},
     "cli_output": {"errors"},
     "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
-    "cli": {"cli_output", "cli_weights", "vision", "models", "weights", *LIGHT},
+    "cli_explain": {"cli_output", "vision", "models", *LIGHT},
+    "cli": {"cli_output", "cli_explain", "cli_weights", "vision", "models", "weights", *LIGHT},
 }
 
 

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from zoo import cli_weights
+from zoo import cli_explain, cli_weights
 from zoo.cli_output import console, reported
 from zoo.errors import ConfigError
 
@@ -146,4 +146,5 @@ def features(
     console.print(f"wrote {path}")
 
 
+app.command()(cli_explain.explain)
 app.add_typer(cli_weights.app, name="weights")

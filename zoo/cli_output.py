@@ -20,6 +20,6 @@ def reported() -> Iterator[None]:
     """Print the errors that are meant for people and exit with status 1, without a traceback."""
     try:
         yield
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+    except (ConfigError, CheckpointError, ValueError, OSError, ImportError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

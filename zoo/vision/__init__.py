@@ -1,7 +1,38 @@
-"""What people do with a backbone: predict labels, look at feature pyramids."""
+"""What people do with a backbone: predict labels, look at feature pyramids and at attention, detect."""
 
+from zoo.vision.detection import TorchvisionBackbone, torchvision_backbone
+from zoo.vision.explain import Channels, Explanation, Layer, Part, Region, explain
+from zoo.vision.explain_picture import save_attention, save_class_map, save_receptive_fields, save_rollout
 from zoo.vision.features import Pyramid, extract, save_picture
 from zoo.vision.images import read_image
 from zoo.vision.predict import Prediction, load_classifier, predict
+from zoo.vision.rollout import Rollout, rollout
+from zoo.vision.saliency import ClassMap, ReceptiveField, grad_cam, receptive_field
 
-__all__ = ["Prediction", "Pyramid", "extract", "load_classifier", "predict", "read_image", "save_picture"]
+__all__ = [
+    "Channels",
+    "ClassMap",
+    "Explanation",
+    "Layer",
+    "Part",
+    "Prediction",
+    "Pyramid",
+    "ReceptiveField",
+    "Region",
+    "Rollout",
+    "TorchvisionBackbone",
+    "explain",
+    "extract",
+    "grad_cam",
+    "load_classifier",
+    "predict",
+    "read_image",
+    "receptive_field",
+    "rollout",
+    "save_attention",
+    "save_class_map",
+    "save_picture",
+    "save_receptive_fields",
+    "save_rollout",
+    "torchvision_backbone",
+]

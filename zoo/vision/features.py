@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from timm.data import resolve_data_config
 from torch import nn
-from torchvision.transforms.functional import normalize, pil_to_tensor
+
+from zoo.vision.images import as_input, reduced
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,9 @@ def extract(model: nn.Module, image: Image.Image, longest: int = 640) -> Pyramid
         image: an RGB picture.
         longest: pictures with a longer side are reduced to it, in pixels; the aspect ratio is kept.
     """
-    if max(image.size) > longest:
-        image = image.copy()
-        image.thumbnail((longest, longest), Image.Resampling.BICUBIC)
-    data = resolve_data_config(model=model.model)
-    pixels = normalize(pil_to_tensor(image).float() / 255, data["mean"], data["std"])
-    return Pyramid(image, [level[0] for level in model(pixels[None])], model.feature_info.reduction())
+    image = reduced(image, longest)
+    levels = model(as_input(model.model, image))
+    return Pyramid(image, [level[0] for level in levels], model.feature_info.reduction())
 
 
 def principal_colours(features: torch.Tensor) -> np.ndarray:

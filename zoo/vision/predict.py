@@ -49,7 +49,7 @@ def load_classifier(name: str, checkpoint: str | PathLike[str] | None = None, pr
 def predict(model: nn.Module, images: Sequence[Image.Image], topk: int = 5) -> list[list[Prediction]]:
     """The `topk` likeliest labels of each picture, best first, under the model's own input transform."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    names = _names(model)
+    names = class_names(model)
     found = []
     for image in images:
         probabilities = model(transform(image)[None]).softmax(dim=1)[0]
@@ -59,7 +59,7 @@ def predict(model: nn.Module, images: Sequence[Image.Image], topk: int = 5) -> l
     return found
 
 
-def _names(model: nn.Module):
+def class_names(model: nn.Module):
     """A function from class index to name: ImageNet's where the number of classes is one of ImageNet's."""
     subset = infer_imagenet_subset(model)
     if subset is None:
