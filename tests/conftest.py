@@ -59,9 +59,13 @@ def small(family: str) -> str:
     return SMALLEST[family]
 
 
+def cut(name: str) -> dict[str, int]:
+    """Settings that leave a variant a block or two a stage."""
+    depths = [len(stage.blocks) for stage in load_config(name).stages]
+    return {f"stages.{i}.depth": min(depth, 2 - i % 2) for i, depth in enumerate(depths)}
+
+
 @pytest.fixture
 def shallow(small: str) -> torch.nn.Module:
     """The quick variant of each family with a block or two a stage: every part of it, quick to compile and export."""
-    depths = [len(stage.blocks) for stage in load_config(small).stages]
-    cut = {f"stages.{i}.depth": min(depth, 2 - i % 2) for i, depth in enumerate(depths)}
-    return zoo.create_model(small, num_classes=10, drop_path_rate=0.0, **cut).eval()
+    return zoo.create_model(small, num_classes=10, drop_path_rate=0.0, **cut(small)).eval()

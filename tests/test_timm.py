@@ -100,6 +100,15 @@ def test_features_only(small: str, indices: tuple[int, ...] | None) -> None:
     assert sum(1 for _ in model.parameters()) <= sum(1 for _ in timm.create_model(f"zoo_{small}").parameters())
 
 
+def test_timms_own_getter_gives_the_same_maps(small: str) -> None:
+    ours = timm.create_model(f"zoo_{small}", features_only=True).eval()
+    timms = timm.create_model(f"zoo_{small}", features_only=True, feature_cls="getter").eval()
+    timms.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        for a, b in zip(ours(IMAGE), timms(IMAGE), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_forward_intermediates(small: str) -> None:
     model = timm.create_model(f"zoo_{small}").eval()
     with torch.inference_mode():

@@ -9,6 +9,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import zoo
+from tests.conftest import cut
 from zoo.vision import torchvision_backbone
 
 SIDE = 64
@@ -53,7 +54,7 @@ def test_every_family_in_faster_rcnn(small: str) -> None:
         with pytest.raises(zoo.ConfigError, match="strides"):
             torchvision_backbone(small)
         return
-    model = detector(FasterRCNN, small)
+    model = detector(FasterRCNN, small, **cut(small))
     assert_learns(model, [(64, 96), (50, 41)])
     assert_detects(model, [(64, 96), (9, 13)])
 
