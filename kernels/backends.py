@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from zoo.kernels import native
+from zoo.kernels.exporting import exporting
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
@@ -62,7 +63,7 @@ def use_backend(name: str) -> Iterator[None]:
 def _choice(q: torch.Tensor) -> tuple[str, str]:
     if _forced is not None:
         return _forced, "asked for by use_backend"
-    if torch.compiler.is_exporting():
+    if exporting():
         return "reference", "an exported program holds PyTorch's own operators only"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return "reference", f"the kernels compute in float32, not in {q.dtype}"

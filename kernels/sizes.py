@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
+
+from zoo.kernels.exporting import packed
 
 
 def always(condition: bool) -> bool:
@@ -15,9 +19,20 @@ def always(condition: bool) -> bool:
     return statically_known_true(condition) if torch.compiler.is_compiling() else condition
 
 
+def same(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are always the same."""
+    return all(always(a == b) for a, b in zip(shape, other, strict=True))
+
+
 def steps(length: int, step: int) -> int:
     """How many times `step` fits into `length`, rounded up; in the form that symbolic sizes simplify best."""
-    return (length + step - 1) // step
+    whole = length // step
+    return whole if always(whole * step == length) else (length + step - 1) // step
+
+
+def crop_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The top left (B, height, width, ...) of (B, H, W, ...); unlike a slice, exactly so for symbolic sizes."""
+    return packed(x.narrow(1, 0, height).narrow(2, 0, width))
 
 
 def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from zoo.kernels.exporting import exporting
+
 try:
     from torchvision.ops import deform_conv2d
 except ImportError:
@@ -13,7 +15,8 @@ except ImportError:
 
 def can_run(x: torch.Tensor) -> bool:
     """Whether the operator is there and takes `x`: in eager mode, on the CPU and on CUDA devices."""
-    return deform_conv2d is not None and not torch.compiler.is_compiling() and x.device.type in ("cpu", "cuda")
+    eager = not torch.compiler.is_compiling() and not exporting()
+    return deform_conv2d is not None and eager and x.device.type in ("cpu", "cuda")
 
 
 def deform_conv(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import packed
+
 
 def global_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float | None
@@ -14,4 +16,4 @@ def global_attention(
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
     mask = None if bias is None else bias[None].to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).unflatten(1, (height, width))
+    return packed(out.transpose(1, 2)).unflatten(1, (height, width))

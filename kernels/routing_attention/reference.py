@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import pad_to_multiple
+from zoo.kernels.sizes import crop_map, pad_to_multiple
 
 
 def routing_attention(
@@ -22,8 +23,8 @@ def routing_attention(
     k, v = (t[image, routes.flatten(1)].unflatten(1, (regions, topk)).flatten(2, 3) for t in (k, v))
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * regions, heads, tokens, head_dim)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    out = out.transpose(1, 2).unflatten(0, (batch, regions))
-    return unpartition(out, region, (1, 1), filled)[:, :height, :width]
+    out = packed(out.transpose(1, 2)).unflatten(0, (batch, regions))
+    return crop_map(unpartition(out, region, (1, 1), filled), height, width)
 
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import always, pad_map, steps
+from zoo.kernels.sizes import always, crop_map, pad_map, steps
 
 
 def window_attention(
@@ -30,8 +31,8 @@ def window_attention(
         mask = padding if mask is None else padding + mask
         mask = mask.repeat(batch, 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    out = out.transpose(1, 2).unflatten(0, (batch, groups))
-    return unpartition(out, size, interval, whole)[:, :height, :width]
+    out = packed(out.transpose(1, 2)).unflatten(0, (batch, groups))
+    return crop_map(unpartition(out, size, interval, whole), height, width)
 
 
 def _padding_mask(

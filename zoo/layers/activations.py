@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import exporting
+
 Act = Literal["gelu", "gelu_tanh", "silu"]
 
 
 def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """x times the normal distribution function of x, exact or by "tanh" (https://arxiv.org/abs/1606.08415)."""
-    function = F.gelu if x.requires_grad else torch.ops.aten.gelu_
+    function = torch.ops.aten.gelu_ if _may_overwrite(x) else F.gelu
     return function(x, approximate=approximate)
 
 
@@ -28,12 +30,17 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """x times the logistic function of x."""
-    return F.silu(x, inplace=not x.requires_grad)
+    return F.silu(x, inplace=_may_overwrite(x))
 
 
 def multiply(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """x times a gate, broadcast to it, of the same type."""
-    return x * gate if x.requires_grad or gate.requires_grad else x.mul_(gate)
+    return x.mul_(gate) if _may_overwrite(x, gate) else x * gate
+
+
+def _may_overwrite(*tensors: torch.Tensor) -> bool:
+    """Whether no gradient is recorded, and no operation for a runtime that may know the ones out of place alone."""
+    return not exporting() and not any(t.requires_grad for t in tensors)
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}

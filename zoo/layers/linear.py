@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import exporting
 from zoo.kernels.sizes import always
 
 
@@ -26,10 +27,10 @@ class Linear(nn.Linear):
 
     def apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer with another weight and bias."""
-        if x.device.type != "cpu" or x.ndim != 4 or x.dtype == torch.float64 or _mostly_weight(x, weight):
+        elsewhere = exporting() or x.device.type != "cpu" or x.dtype == torch.float64
+        if elsewhere or x.ndim != 4 or _mostly_weight(x, weight):
             return F.linear(x, weight, bias)
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        tokens = _without_unit_batch(x) if compiled else x
+        tokens = _without_unit_batch(x) if torch.compiler.is_compiling() else x
         out = F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:3], weight.shape[0])
 

@@ -8,6 +8,8 @@ from functools import wraps
 import torch
 from torch import nn
 
+from zoo.kernels.exporting import exporting
+
 
 def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A decorator of a method `compute(self, *sizes)` of a module that depends on its parameters and the sizes alone.
@@ -33,7 +35,7 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 def _may_keep(parameters: list[nn.Parameter]) -> bool:
     """Whether these are plain parameters on the CPU, not a transform's stand-ins, and no gradient is recorded."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting():
         return False
     return all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
 

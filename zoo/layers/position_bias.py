@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.sizes import always, steps
+from zoo.kernels.exporting import exporting
+from zoo.kernels.sizes import always, same, steps
 from zoo.layers.per_size import per_size
 from zoo.layers.per_weights import per_weights
 
@@ -47,7 +48,7 @@ class TableBias(PositionBias):
 
     def offsets(self, size: tuple[int, int]) -> torch.Tensor:
         table, shape = self.table, (2 * size[0] - 1, 2 * size[1] - 1)
-        if table.shape[1:] != shape:
+        if not same(table.shape[1:], shape):
             table = F.interpolate(table[None], shape, mode="bicubic")[0]
         return table.flatten(1)
 
@@ -138,7 +139,7 @@ class PooledBias(nn.Module):
         self, queries: tuple[int, int], keys: tuple[int, int], trained_keys: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """The bias (heads, queries, keys) of a map pooled to `keys`; `trained_keys` is what `trained` was pooled to."""
-        if self.trained is None or (self.trained, trained_keys) == (queries, keys):
+        if self.trained is None or same((*self.trained, *trained_keys), (*queries, *keys)):
             return self._exact(queries, keys)
         return _interpolate(self._exact(self.trained, trained_keys), self.trained, trained_keys, queries, keys)
 
@@ -155,7 +156,7 @@ class PooledBias(nn.Module):
         axes = (pooled_distances(*side, device=weight.device)[0].to(weight.dtype) for side in sides)
         down, right = (axis[:, None] * w for axis, w in zip(axes, weight.unbind(1), strict=True))
         right = right + self.fc1.bias  # fc1 of a pair is a sum of a part of each axis
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() and not exporting():
             hidden = F.relu(down[:, None] + right)  # one loop with the sum, never written
             return (hidden * self.fc2.weight[:, None, None]).sum(-1) + self.fc2.bias[:, None, None]
         tables = [self.fc2(F.relu(part[:, None] + right, inplace=True)) for part in _in_parts(down, right)]
@@ -164,8 +165,7 @@ class PooledBias(nn.Module):
 
 def _in_parts(down: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
     """A few rows at a time, whose hidden layers stay in the cache of a CPU."""
-    exporting = torch.compiler.is_exporting()
-    return (down,) if exporting or down.device.type != "cpu" else down.split(max(1, CACHED // right.numel()))
+    return (down,) if exporting() or down.device.type != "cpu" else down.split(max(1, CACHED // right.numel()))
 
 
 def _interpolate(
@@ -196,7 +196,7 @@ def pooled_distances(
         (length, pooled).
     """
     key = torch.arange(pooled, device=device)
-    twice = key * length // pooled + steps((key + 1) * length, pooled) - 1
+    twice = key * length // pooled + ((key + 1) * length - 1) // pooled
     position = torch.arange(length, device=device)
     distance = 2 * position[:, None] - twice
     step = 2 if always(length % pooled == 0) else 1

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import global_attention, window_attention
-from zoo.kernels.sizes import pad_to_multiple
+from zoo.kernels.sizes import crop_map, pad_to_multiple
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Range, Size
@@ -52,7 +52,7 @@ class HiLoAttention(nn.Module):
             parts.append(self.hi_proj(window_attention(*self.hi_qkv(x), self.size).flatten(3)))
         if self.lo_q is not None:
             parts.append(self.lo_proj(self._attend_averages(x).flatten(3)))
-        return torch.cat(parts, dim=-1)[:, :height, :width]
+        return crop_map(torch.cat(parts, dim=-1), height, width)
 
     def _attend_averages(self, x: torch.Tensor) -> torch.Tensor:
         averages = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size).permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import neighborhood_attention
-from zoo.kernels.sizes import pad_to_least
+from zoo.kernels.sizes import crop_map, pad_to_least
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import TableBias
 from zoo.registry import BRANCHES
@@ -40,4 +40,4 @@ class NeighborhoodAttention(nn.Module):
         x = pad_to_least(x, (self.size[0] * self.dilation[0], self.size[1] * self.dilation[1]))
         q, k, v = self.qkv(x)
         out = neighborhood_attention(q, k, v, self.size, self.dilation, self.pos_bias.table.to(q.dtype))
-        return self.proj(out[:, :height, :width].flatten(3))
+        return self.proj(crop_map(out, height, width).flatten(3))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import region_routes, routing_attention
-from zoo.kernels.sizes import pad_to_multiple
+from zoo.kernels.sizes import crop_map, pad_to_multiple
 from zoo.layers.conv import DepthwiseConv
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.registry import BRANCHES
@@ -56,4 +56,4 @@ class RoutingAttention(nn.Module):
         q, k, v = self.qkv(x)
         routes = region_routes(q, k, region, self.topk)
         out = routing_attention(q, k, v, routes, region, dim**-0.5).flatten(3)
-        return self.proj(out + self.lepe(v.flatten(3)))[:, :height, :width]
+        return crop_map(self.proj(out + self.lepe(v.flatten(3))), height, width)

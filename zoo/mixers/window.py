@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoo.kernels import window_attention
-from zoo.kernels.sizes import pad_to_multiple, steps
+from zoo.kernels.sizes import crop_map, pad_to_multiple, steps
 from zoo.layers.linear import HeadsLinear, Linear
 from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
 from zoo.registry import BRANCHES
@@ -29,6 +29,9 @@ class WindowAttention(nn.Module):
             "zeros" takes part as keys and values, the rule of DaViT's published weights.
         shrink: on a map whose shorter side is no longer than the group, take windows of that side instead,
             CrossFormer's rule.
+
+    Attributes:
+        least_side: from this shorter side of a map on, the groups are those of every larger map.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class WindowAttention(nn.Module):
         if shrink and pos_bias == "table":
             raise ValueError("a table of position biases has one size: with shrink, pos_bias must be a network")
         self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
+        self.least_side = min(size) + (interval != 1) if shrink else 1
         self.qkv = HeadsLinear(dim, head_dim)
         self.pos_bias = None
         if pos_bias == "table":
@@ -63,11 +67,11 @@ class WindowAttention(nn.Module):
             x = pad_to_multiple(x, (size[0] * interval[0], size[1] * interval[1]))
         bias = None if self.pos_bias is None else self.pos_bias(size)
         out = window_attention(*self.qkv(x), size, interval, bias)
-        return self.proj(out[:, :height, :width].flatten(3))
+        return self.proj(crop_map(out, height, width).flatten(3))
 
     def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size and interval of the groups on a map."""
-        if self.shrink and min(height, width) <= min(self.size):
+        if self.shrink and (height < self.least_side or width < self.least_side):
             return (min(height, width),) * 2, (1, 1)
         if self.interval == "grid":
             return self.size, (steps(height, self.size[0]), steps(width, self.size[1]))
