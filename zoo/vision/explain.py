@@ -175,7 +175,7 @@ def _aggregated(watched: Watched, call: Call, query: tuple[int, int]) -> list[Pa
     return [
         _part(watched, call, "local", f"{size} x {size}", local),
         _part(watched, call, "pooled", f"{pooled.shape[1]} x {pooled.shape[2]} map", pooled),
-        _part(watched, call, "added", "learned, behind the softmax", added, in_softmax=False),
+        _part(watched, call, "added", "learned, outside the softmax", added, in_softmax=False),
     ]
 
 

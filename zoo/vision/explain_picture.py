@@ -16,7 +16,7 @@ from PIL import Image
 from zoo.vision.explain import Channels, Explanation, Layer, Part
 from zoo.vision.rollout import Rollout
 from zoo.vision.saliency import ClassMap, ReceptiveField
-from zoo.vision.sheet import MARK, Draw, caption, colour_bar, cross, inset, pale_photo, patches, save_sheet
+from zoo.vision.sheet import MARK, Draw, caption, colour_bar, cross, inset, pale_photo, patches, save_sheet, told_apart
 
 COLUMNS = 4
 DIVERGING = "PuOr"
@@ -125,22 +125,26 @@ def _keys(explanation: Explanation, layer: Layer, part: Part, head: int | None) 
         _regions(axis, explanation.image, layer, part)
         if not part.regions and part.stride[0] < min(explanation.image.size) / 20:
             inset(axis, explanation.image, _extent(seen, part.stride), draw_onto)
-        caption(axis, f"{part.name}, {part.detail}", f"{_place(layer)}, {_said(part, weights, head)}")
+        name = f"{part.name}, {part.detail}{_share(part, weights)}"
+        caption(axis, name, f"{_place(layer)}, {_source(part, weights, head)}")
         colour_bar(axis, drawn, "weight of a key, %")
 
     return draw
 
 
-def _said(part: Part, weights: np.ndarray, head: int | None) -> str:
-    """Which heads are drawn, what share of the weight this part has, and how much of it lies beyond the map."""
-    words = [f"mean of {len(part.weights)} heads" if head is None else f"head {head}"]
+def _share(part: Part, weights: np.ndarray) -> str:
+    """What share of the weight this part has, where it has not all of it."""
+    if not part.in_softmax:
+        return f", sum {weights.sum():.0f} %"
+    return f": {weights.sum():.0f} % of the weight" if weights.sum() < 99.5 else ""
+
+
+def _source(part: Part, weights: np.ndarray, head: int | None) -> str:
+    """Which heads are drawn, and how much of their weight lies beyond the map."""
     rows, columns = part.inside
-    total, beyond = weights.sum(), weights.sum() - weights[:rows, :columns].sum()
-    if abs(total - 100) > 0.5:
-        words.append(f"{total:.0f} % in all")
-    if beyond > 0.5:
-        words.append(f"{beyond:.0f} % beyond the map")
-    return ", ".join(words)
+    beyond = weights.sum() - weights[:rows, :columns].sum()
+    heads = f"{len(part.weights)} heads" if head is None else f"head {head}"
+    return heads + (f", {beyond:.0f} % beyond the map" if beyond > 0.5 else "")
 
 
 def _matrix(layer: Layer, part: Channels, group: int) -> Draw:
@@ -172,11 +176,10 @@ def _receptive_field(field: ReceptiveField) -> Draw:
 
     def draw(axis: Axes) -> None:
         pale_photo(axis, field.image)
-        seen = np.ma.masked_equal(relative, 0)
-        drawn = patches(axis, seen, (1, 1), PowerNorm(0.5, 0, 1))
+        drawn = patches(axis, np.ma.masked_less(relative, 1e-3), (1, 1), PowerNorm(0.5, 0, 1))
         cross(axis, field.point)
-        share = (relative > 0.1).mean()
-        caption(axis, f"stage {field.stage}, stride {field.stride}", f"{share:.1%} of the pixels above 0.1")
+        share = f"{(relative > 0.1).mean():.1%} of the pixels above 0.1, drawn above 0.001"
+        caption(axis, f"stage {field.stage}, stride {field.stride}", share)
         colour_bar(axis, drawn, "of the greatest gradient")
 
     return draw
@@ -190,14 +193,17 @@ def _cell(axis: Axes, layer: Layer) -> None:
 def _regions(axis: Axes, image: Image.Image, layer: Layer, part: Part) -> None:
     """The region of the query dashed, and the chosen ones with their scores."""
     style = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    for region in part.regions:
+    few = len(part.regions) <= 4
+    scores = told_apart([region.score for region in part.regions]) if part.regions else []
+    for region, score in zip(part.regions, scores, strict=True):
         top, left, bottom, right = (n * layer.stride for n in region.box)
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linewidth=0.9))
-        x, y = (left + min(right, image.width)) / 2, (top + min(bottom, image.height)) / 2
         if left >= image.width or top >= image.height:
             continue
-        size = 7 if len(part.regions) <= 8 else 5
-        axis.text(x, y, f"{region.score:.3g}", ha="center", va="center", fontsize=size, bbox=style)
+        x, y = (left + min(right, image.width)) / 2, (top + min(bottom, image.height)) / 2
+        if few:  # beside the region, so that its weights stay in sight
+            y += (bottom - top) * (0.8 if bottom < 0.8 * image.height else -0.8)
+        axis.text(x, y, score, ha="center", va="center", fontsize=7 if few else 5, bbox=style)
     for top, left, bottom, right in (region.box for region in part.regions[:1]):
         height, width = (bottom - top) * layer.stride, (right - left) * layer.stride
         corner = layer.query[1] * layer.stride // width * width, layer.query[0] * layer.stride // height * height

@@ -75,9 +75,15 @@ def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:
     """A colour bar beside the axis with its least and greatest value."""
     low, high = drawn.norm.vmin, drawn.norm.vmax
     bar = axis.figure.colorbar(drawn, cax=axis.inset_axes((1.02, 0, 0.035, 1)), ticks=[low, high])
-    digits = min(max(2 - math.floor(math.log10(high - low or 1)), 0), 6)
-    bar.ax.set_yticklabels([f"{value:.{digits}f}" for value in (low, high)], fontsize=6.5)
+    bar.ax.set_yticklabels(told_apart([low, high]), fontsize=6.5)
     bar.set_label(label, fontsize=6.5, labelpad=-6)
+
+
+def told_apart(values: Sequence[float]) -> list[str]:
+    """Numbers with as many decimals as it takes to see how they differ."""
+    apart = max(values) - min(values) or abs(values[0]) or 1
+    decimals = min(max(2 - math.floor(math.log10(apart)), 0), 6)
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def save_sheet(
