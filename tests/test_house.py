@@ -42,7 +42,7 @@ ROOMS = {
     "head": {"layers", *LIGHT},
     "init": {"layers", *LIGHT},
     "masked": set(),
-    "block": {"registry", "layers", *LIGHT},
+    "block": {"registry", "layers", "kernels", *LIGHT},
     "backbone": {"block", "head", "init", "masked", "mixers", "ffns", "embeds", "registry", "layers", *LIGHT},
     "weights": LIGHT,
     "timm_models": {"backbone", "embeds", "weights", *LIGHT},
@@ -56,7 +56,8 @@ ROOMS = {
     "cli_output": {"errors"},
     "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
     "cli_explain": {"cli_output", "vision", "models", *LIGHT},
-    "cli": {"cli_output", "cli_explain", "cli_weights", "vision", "models", "weights", *LIGHT},
+    "cli_export": {"cli_output", "vision", "models", *LIGHT},
+    "cli": {"cli_output", "cli_explain", "cli_export", "cli_weights", "vision", "models", "weights", *LIGHT},
 }
 
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import BranchConfig, Norm, StageConfig
 from zoo.errors import ConfigError
+from zoo.kernels.exporting import export_safe
 from zoo.layers.drop_path import DropPath
 from zoo.layers.norm import apply_norm, build_norm
 from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
@@ -73,6 +74,7 @@ class Stage(nn.Module):
 
     Attributes:
         norm: of the map that the next stage sees; `forward` leaves it to the caller.
+        exportable: run everything as it is exported.
         reduction: how many times smaller than the input the output is on each axis.
     """
 
@@ -93,13 +95,17 @@ class Stage(nn.Module):
         for block in self.blocks:
             for branch in block:
                 self.reduction *= branch.reduction
-        self.grad_checkpointing = False
+        self.grad_checkpointing = self.exportable = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.embed(x)
+        x = self._run(self.embed, x)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(self._run, block, x, use_reentrant=False)
             else:
-                x = block(x)
+                x = self._run(block, x)
         return x
+
+    def _run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        with export_safe(self.exportable):
+            return module(x)

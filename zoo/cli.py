@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from zoo import cli_explain, cli_weights
+from zoo import cli_explain, cli_export, cli_weights
 from zoo.cli_output import console, reported
 from zoo.errors import ConfigError
 
@@ -147,4 +147,5 @@ def features(
 
 
 app.command()(cli_explain.explain)
+app.command()(cli_export.export)
 app.add_typer(cli_weights.app, name="weights")

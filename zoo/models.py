@@ -41,6 +41,7 @@ def create_model(
     output_stride: int | None = None,
     drop_path_rate: float | None = None,
     drop_rate: float = 0.0,
+    exportable: bool = False,
     **overrides: Any,
 ) -> nn.Module:
     """A backbone with a classifier, or a feature pyramid.
@@ -64,6 +65,8 @@ def create_model(
             and DiNAT can.
         drop_path_rate: stochastic depth; None for the published rate of the variant.
         drop_rate: dropout before the classifier.
+        exportable: always run PyTorch's own operators alone, as `zoo export` writes them, for `torch.jit.trace` and
+            other converters that look at what a model runs.
         overrides: configuration keys, dotted for one value in a mapping: `**{"block.mlp.ratio": 3}`.
 
     Returns:
@@ -86,7 +89,7 @@ def create_model(
     if pretrained and checkpoint is not None:
         raise CheckpointError("pretrained=True and checkpoint= both name weights: pass one of them")
     optional = {"img_size": img_size, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
-    optional |= {"output_stride": output_stride}
+    optional |= {"output_stride": output_stride, "exportable": exportable or None}
     settings = {key: value for key, value in optional.items() if value is not None}
     settings |= {"in_chans": in_chans, "drop_rate": drop_rate, "level_norm": level_norm, **overrides}
     if features_only:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Format
+from timm.layers import Format, is_exportable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -73,6 +73,7 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """
     settings = {key: kwargs.pop(key) for key in BACKBONE_ARGUMENTS if key in kwargs}
     timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
+    exportable = kwargs.pop("exportable", False) or is_exportable()
     config = load_config(name, kwargs)
     if kwargs or name not in shipped():
         _check_memory(config)
@@ -101,6 +102,8 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     for module in {model, getattr(model, "model", model)}:
         module.pretrained_cfg.pop("state_dict", None)
         module.pretrained_cfg["pool_size"] = tuple(-(-n // reduction) for n in config.img_size)
+    for stage in getattr(model, "model", model).stages:
+        stage.exportable = exportable
     return model
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import aggregated_attention
+from zoo.kernels.exporting import exporting
 from zoo.layers.activations import gelu
 from zoo.layers.cosine import CosineQuery
 from zoo.layers.linear import HeadsLinear, Linear, Pointwise
@@ -82,8 +83,19 @@ class AggregatedAttention(nn.Module):
 
     def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""
-        x = gelu(self.sr(x)).permute(0, 3, 1, 2)
-        return self.norm(F.adaptive_avg_pool2d(x, pooled).permute(0, 2, 3, 1).contiguous())
+        x = gelu(self.sr(x))
+        if exporting():  # no runtime has the other for sizes that are not known
+            sides = zip(x.shape[1:3], pooled, strict=True)
+            rows, columns = (pooling(*side, device=x.device).to(x.dtype) for side in sides)
+            return self.norm(columns @ (rows @ x.flatten(2)).unflatten(2, x.shape[2:]))
+        return self.norm(F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), pooled).permute(0, 2, 3, 1).contiguous())
+
+
+def pooling(length: int, pooled: int, *, device: torch.device) -> torch.Tensor:
+    """The matrix (pooled, length) of adaptive average pooling along one axis."""
+    key, position = torch.arange(pooled, device=device)[:, None], torch.arange(length, device=device)
+    inside = (position >= key * length // pooled) & (position <= ((key + 1) * length - 1) // pooled)
+    return inside / inside.sum(1, keepdim=True)
 
 
 @per_size
