@@ -103,4 +103,4 @@ def save_picture(path: Path, truth: list[torch.Tensor], found: list[torch.Tensor
     patches = [Patch(color=colour, label=kind) for kind, colour in zip(KINDS, COLOURS, strict=True)]
     figure.legend(handles=patches, loc="outside upper center", ncols=len(KINDS), frameon=False)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)

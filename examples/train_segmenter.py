@@ -21,7 +21,7 @@ from torchvision.utils import draw_segmentation_masks
 
 import zoo.timm_models  # noqa: F401 - registers the encoders
 
-SIZE, BATCH, STEPS, RATE, BAR = 96, 8, 900, 2e-3, 0.6
+SIZE, BATCH, STEPS, RATE, BAR = 96, 8, 1400, 2e-3, 0.6
 CLASSES = ("background", *KINDS)
 
 
@@ -65,12 +65,12 @@ def train(model: nn.Module, steps: int) -> None:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, length: int) -> dict[str, float]:
-    """Intersection over union on held-out images: its mean over the classes, then of each."""
+    """Intersection over union on held-out images: the mean over the shapes, without the background, then of each."""
     metric = MulticlassJaccardIndex(len(CLASSES), average="none")
     for images, classes in batches(length, held_out=True):
         metric.update(model(images).argmax(dim=1), classes)
     found = metric.compute()
-    return {"mean": float(found.mean())} | dict(zip(CLASSES, found.tolist(), strict=True))
+    return {"mean": float(found[1:].mean())} | dict(zip(CLASSES, found.tolist(), strict=True))
 
 
 def drawn(image: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,7 @@ def main() -> int:
     model = build()
     train(model.train(), STEPS)
     scores = evaluate(model.eval(), 200)
-    print(f"\nIoU on 200 held-out images after {(time.time() - start) / 60:.1f} minutes, the mean to be above {BAR}")
+    print(f"\nIoU on 200 held-out images after {(time.time() - start) / 60:.1f} minutes, that of the shapes to be above {BAR}")
     for name, score in scores.items():
         print(f"{name:10} {score:.3f}")
     draw(model, Path(__file__).parents[1] / "docs" / "segmenter.png")
