@@ -95,7 +95,8 @@ def main() -> int:
     model = build()
     train(model.train(), STEPS)
     scores = evaluate(model.eval(), 200)
-    print(f"\nIoU on 200 held-out images after {(time.time() - start) / 60:.1f} minutes, that of the shapes to be above {BAR}")
+    minutes = (time.time() - start) / 60
+    print(f"\nIoU on 200 held-out images after {minutes:.1f} minutes, the mean of the shapes to be above {BAR}")
     for name, score in scores.items():
         print(f"{name:10} {score:.3f}")
     draw(model, Path(__file__).parents[1] / "docs" / "segmenter.png")
