@@ -21,10 +21,10 @@ def packed(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def export_safe(asked: bool = True) -> Iterator[None]:
-    """Within this context, if `asked`, everything runs as it is exported: for tracers unknown to PyTorch."""
+def export_safe() -> Iterator[None]:
+    """Within this context everything runs as it is exported: for tracers unknown to PyTorch."""
     global _asked
-    before, _asked = _asked, asked or _asked
+    before, _asked = _asked, True
     try:
         yield
     finally:
