@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import aggregated_attention
-from zoo.kernels.exporting import exporting
+from zoo.kernels.exporting import exporting, packed
 from zoo.layers.activations import gelu
 from zoo.layers.cosine import CosineQuery
 from zoo.layers.linear import HeadsLinear, Linear, Pointwise
@@ -87,7 +87,9 @@ class AggregatedAttention(nn.Module):
         if exporting():  # no runtime has the other for sizes that are not known
             sides = zip(x.shape[1:3], pooled, strict=True)
             rows, columns = (pooling(*side, device=x.device).to(x.dtype) for side in sides)
-            return self.norm(columns @ (rows @ x.flatten(2)).unflatten(2, x.shape[2:]))
+            x = F.linear(packed(x.permute(0, 2, 3, 1)), rows)  # (B, W, dim, h)
+            x = F.linear(packed(x.permute(0, 3, 2, 1)), columns)  # (B, h, dim, w)
+            return self.norm(packed(x.permute(0, 1, 3, 2)))
         return self.norm(F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), pooled).permute(0, 2, 3, 1).contiguous())
 
 
