@@ -96,7 +96,7 @@ def test_a_fixed_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ahead_of_time(tmp_path: Path) -> None:
-    stage = {"dim": 32, "depth": 1}
+    stage = {"dim": 32, "depth": 1, "branches": ["mlp"]}
     model = zoo.create_model("davit_tiny", num_classes=10, stages=[stage]).eval()
     exported = export(model, tmp_path / "model.pt2", "aot", 64)
     assert max(deployment(model, exported, runs=1).differences.values()) < 1e-4
