@@ -1,4 +1,4 @@
-"""Compilation, export, mixed precision and memory formats, for a small variant of every family."""
+"""Compilation, mixed precision and memory formats, for a small variant of every family."""
 
 from __future__ import annotations
 
@@ -58,19 +58,12 @@ def test_changing_the_size_does_not_compile_for_ever(small: str) -> None:
     model = Backbone(replace(config, stages=stages), num_classes=10).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     seen = []
-    for size in [(224, 256), (250, 331), (301, 299), (320, 256), (288, 352)]:
+    for size in [(224, 256), (250, 331), (301, 299), (288, 352)]:
         images = golden.images(1, *size)
         with torch.inference_mode():
             assert close(compiled(images), model(images))
         seen.append(counters["stats"]["unique_graphs"])
     assert seen[-1] <= 3
-
-
-def test_exports(shallow: torch.nn.Module) -> None:
-    for images in (IMAGES, ODD):
-        with torch.no_grad():
-            exported = torch.export.export(shallow, (images,)).module()
-            assert close(exported(images), shallow(images))
 
 
 def test_autocast(model: torch.nn.Module) -> None:
