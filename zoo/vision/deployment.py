@@ -48,7 +48,8 @@ def deployment(model: nn.Module, exported: Exported, runs: int = 10) -> Deployme
 
 
 def _difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    return max(float((found[name].to(value.device) - value).abs().max() / value.std()) for name, value in expected.items())
+    pairs = ((found[name].to(value.device), value) for name, value in expected.items())
+    return max(float((a - b).abs().max() / b.std()) for a, b in pairs)
 
 
 def _median(run: Run | Callable, images: torch.Tensor, runs: int) -> float:
