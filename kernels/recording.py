@@ -48,6 +48,8 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
             _calls.append(Call(operation, dict(bound.arguments)))
         return operation(*args, **kwargs)
 
+    # torch.compile keeps and counts its graphs by code object, which would otherwise be one for all operations.
+    call.__code__ = call.__code__.replace(co_name=operation.__name__)
     return call
 
 

@@ -162,8 +162,9 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_it_wrote(tmp_path: Path) -> None:
-    output = run("-o", str(tmp_path / "model.onnx"), "--size", "64,96", "--num-classes", "10", "--static")
+def test_the_command_prints_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = run("-o", "model.onnx", "--size", "64,96", "--num-classes", "10", "--static")
     for fact in ("model.onnx", "MB", "(1, 3, 64, 96)", "logits", "standard deviation at 64 x 96", "latency", "random"):
         assert fact in output
 

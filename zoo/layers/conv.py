@@ -58,7 +58,7 @@ class Conv2d(nn.Conv2d):
         slow = x.device.type == "cpu" and max(self.kernel_size) > 16 and always(x.shape[0] == 1)
         if slow or exporting():
             maps = maps.contiguous()
-        out = F.conv2d(maps, weight, bias, self.stride, padding, self.dilation, self.groups)
+        out = F.conv2d(maps, weight, bias, self.stride, padding, dilation=self.dilation, groups=self.groups)
         return out.permute(0, 2, 3, 1).contiguous()
 
     def _same(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
