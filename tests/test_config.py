@@ -314,9 +314,11 @@ def test_options_are_arguments_and_values() -> None:
 
 def test_public_signatures_are_frozen() -> None:
     """The door: names, order and defaults that users rely on."""
-    create = "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=3, img_size=None, " \
-        "features_only=False, out_indices=None, level_norm=False, output_stride=None, drop_path_rate=None, drop_rate=0.0, "
-        "exportable=False, **overrides)"  # fmt: skip
+    create = (
+        "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=3, img_size=None, "
+        "features_only=False, out_indices=None, level_norm=False, output_stride=None, drop_path_rate=None, "
+        "drop_rate=0.0, exportable=False, **overrides)"
+    )
     expected = {
         "create_model": create,
         "list_models": "(pattern=None, *, family=None, pretrained=False)",

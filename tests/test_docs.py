@@ -38,8 +38,8 @@ def test_every_block_runs(page: Path, hub: Server, tmp_path: Path) -> None:
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as photo:
         (tmp_path / "photo.jpg").write_bytes(photo.read())
     (tmp_path / "outputs").mkdir()
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "ZOO_HOME": str(tmp_path / "zoo"),
-                   "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}  # fmt: skip
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "ZOO_HOME": str(tmp_path / "zoo")}
+    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     command = [sys.executable, "-m", "tests.docs_page", str(page)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -140,7 +140,9 @@ def attend(kernel: str, heads: int, head_dim: int, scale: float | None = None, *
 
 LAYERS = {
     F.linear: lambda x, w, b=None: linear(w.shape[1], w.shape[0], b),
-    F.conv2d: lambda x, w, b, stride, *_, groups=1: conv(w.shape[2], stride[0], x.shape[1], w.shape[0], b, groups),
+    F.conv2d: lambda x, w, b, stride, *_, groups=1, **__: conv(
+        w.shape[2], stride[0], x.shape[1], w.shape[0], b, groups
+    ),
     F.layer_norm: lambda x, *_, eps, **__: f"layer norm {eps:g}",
     F.batch_norm: lambda x, *_, eps, **__: f"batch norm {eps:g}",
     F.gelu: lambda x, approximate="none": "gelu" if approximate == "none" else f"gelu {approximate}",
@@ -322,6 +324,7 @@ def test_layers_are_the_published_ones(name: str, trace: Trace) -> None:
             for b, module in enumerate(stage.blocks):
                 x = module(x)
                 ran[f"stages.{s}.blocks.{b}"] = sorted(trace.take())
+            x = stage.norm(x)
             published |= {f"stages.{s}.blocks.{b}": sorted(block(facts, s, b)) for b in range(facts.depths[s])}
         model.head(model.norm(x))
     norm = {"biformer": BN, "transnext": LN6}.get(model.config.family, LN5)
