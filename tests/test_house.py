@@ -52,12 +52,14 @@ ROOMS = {
     "models": {"stored", "timm_models", "backbone", "weights", *LIGHT},
     "edit": {"models", "backbone", *LIGHT},
     "publish": {"models", "stored", "backbone", "weights", *LIGHT},
-    "vision": {"edit", "models", "timm_models", "backbone", "mixers", "registry", "kernels", "weights", *LIGHT},
+    "vision": {"edit", "stored", "models", "timm_models", "backbone", "mixers", "registry", "kernels", "weights", *LIGHT},
+    "training": {"vision", "models", "param_groups", "timm_models", "backbone", "block", "weights", *LIGHT},
     "cli_output": {"errors"},
+    "cli_train": {"cli_output", "training", "errors"},
     "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
     "cli_explain": {"cli_output", "vision", "models", *LIGHT},
     "cli_export": {"cli_output", "vision", "models", *LIGHT},
-    "cli": {"cli_output", "cli_explain", "cli_export", "cli_weights", "vision", "models", "weights", *LIGHT},
+    "cli": {"cli_output", "cli_explain", "cli_export", "cli_train", "cli_weights", "vision", "models", "weights", *LIGHT},
 }
 
 

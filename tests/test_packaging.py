@@ -40,7 +40,8 @@ def _sources() -> list[str]:
         *ROOT.glob("kernels/**/*.cpp"),
         *ROOT.glob("kernels/**/*.h"),
         *ROOT.glob("configs/*.py"),
-        *ROOT.glob("configs/*.yaml"),
+        *ROOT.glob("configs/**/*.yaml"),
+        *ROOT.glob("configs/classes/*.txt"),
     ]
     found = [f"zoo/{path.relative_to(ROOT)}" for path in kept]
     return found + [str(path.relative_to(ROOT)) for path in ROOT.glob("zoo/**/*.py")]

@@ -95,6 +95,11 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     return config if stride is None else dilate(config, stride)
 
 
+def tree_of(name: str) -> dict[str, Any]:
+    """Everything that the configuration of a model says, in one mapping that extends no other; `name` as above."""
+    return _resolve(*_locate(name))[0]
+
+
 _FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)
 
 

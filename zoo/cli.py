@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from zoo import cli_explain, cli_export, cli_weights
+from zoo import cli_explain, cli_export, cli_train, cli_weights
 from zoo.cli_output import console, reported
 from zoo.errors import ConfigError
 
@@ -85,18 +85,18 @@ def info(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
-    model: Model = "davit_tiny",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="As the checkpoint says, or davit_tiny.")] = None,
     checkpoint: CheckpointFile = None,
     pretrained: Pretrained = False,
     topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
 ) -> None:
-    """ImageNet labels of pictures."""
+    """Labels of pictures: ImageNet's, or those that a checkpoint of `zoo train` was trained with."""
     with reported():
         from zoo.vision import load_classifier, predict, read_image
         from zoo.vision.images import ImageError
 
         classifier = load_classifier(model, checkpoint, pretrained)
-        table = Table("picture", "label", "probability", title=model)
+        table = Table("picture", "label", "probability", title=model or str(checkpoint or ""))
         unread = []
         for path in images:
             try:
@@ -148,4 +148,5 @@ def features(
 
 app.command()(cli_explain.explain)
 app.command()(cli_export.export)
+app.command()(cli_train.train)
 app.add_typer(cli_weights.app, name="weights")

@@ -28,7 +28,7 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 def create_model(
-    name: str,
+    name: str | None = None,
     pretrained: bool = False,
     *,
     checkpoint: str | PathLike[str] | StateDict | None = None,
@@ -48,8 +48,9 @@ def create_model(
 
     Args:
         name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights),
-            a configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), or a place that `zoo weights
-            publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder").
+            a configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), a place that `zoo weights
+            publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder"), or a checkpoint of
+            `zoo train` ("best.safetensors"). None for what `checkpoint` says of itself.
         pretrained: load the variant's published weights, downloaded and converted the first time.
         checkpoint: a file or state dict to load instead, in any published form of the variant. With another
             number of classes the classifier is drawn anew; with other channels the first convolution is adapted. Of a
@@ -77,13 +78,18 @@ def create_model(
         CheckpointError: if weights cannot be had, read or fitted.
     """
     described: dict[str, Any] = {}
+    if name is None:
+        if not isinstance(checkpoint, str | PathLike):
+            raise ConfigError("create_model needs the name of a model, or a checkpoint file that says what it is of")
+        name, checkpoint = str(checkpoint), None
     if stored.is_stored(name):
         if checkpoint is not None:
             raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")
         found = stored.read(name)
         name, pretrained, checkpoint = found.variant, False, found.tensors
         in_chans = found.in_chans if in_chans == 3 else in_chans
-        overrides, described = {**found.overrides, **overrides}, found.described
+        sized = {} if img_size is None else {"img_size": img_size}
+        overrides, described = {**found.overrides, **sized, **overrides}, dict(found.described)
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
     if pretrained and checkpoint is not None:
@@ -106,6 +112,8 @@ def create_model(
         sized = overrides if img_size is None else {"img_size": img_size, **overrides}
         described |= _as_pretrained(state, load_config(variant, sized))
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
+        if num_classes not in (None, classes):
+            described |= {"label_names": None, "label_descriptions": None}
     elif pretrained:
         if (entry := default_checkpoint(variant, tag)) is None:
             raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")

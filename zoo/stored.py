@@ -1,4 +1,4 @@
-"""Models in repositories of the Hub, and in folders of the same form, read with care."""
+"""Models in repositories of the Hub, in folders of the same form, and in checkpoints of `zoo train`, read with care."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from zoo.errors import CheckpointError, shorten
 from zoo.timm_models import BACKBONE_ARGUMENTS, PREFIX
 from zoo.weights.files import read_checkpoint
 from zoo.weights.store import hub_file
+from zoo.weights.verified import read_metadata, read_verified
 
-HUB, FOLDER = "hf-hub:", "local-dir:"
+HUB, FOLDER, TRAINED = "hf-hub:", "local-dir:", ".safetensors"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
 """Keys by which a configuration asks for code of its own."""
@@ -29,7 +30,7 @@ class Stored:
     """A model as a repository or folder holds it.
 
     Attributes:
-        variant: a shipped one.
+        variant: a shipped one; of a checkpoint of `zoo train` perhaps a configuration file beside it.
         tensors: its weights.
         overrides: configuration keys.
         in_chans: channels of its images.
@@ -44,16 +45,18 @@ class Stored:
 
 
 def is_stored(name: str) -> bool:
-    """Whether a model name stands for a repository or a folder."""
-    return isinstance(name, str) and name.startswith((HUB, FOLDER))
+    """Whether a model name stands for a repository, a folder or a checkpoint that says what it is of."""
+    return isinstance(name, str) and (name.startswith((HUB, FOLDER)) or name.endswith(TRAINED))
 
 
 def read(name: str) -> Stored:
-    """What `hf-hub:owner/name`, `hf-hub:owner/name@revision` or `local-dir:folder` holds.
+    """What `hf-hub:owner/name`, `hf-hub:owner/name@revision`, `local-dir:folder` or `trained.safetensors` holds.
 
     Raises:
         CheckpointError: if it cannot be had or read, is no model of the zoo, or asks to run code.
     """
+    if name.endswith(TRAINED) and not name.startswith((HUB, FOLDER)):
+        return _read_trained(Path(name))
     config = _read_config(_file(name, "config.json"), name)
     architecture = config.get("architecture")
     variant = str(architecture).removeprefix(PREFIX)
@@ -68,6 +71,27 @@ def read(name: str) -> Stored:
         arguments.get("in_chans", 3),
         {key: described[key] for key in DESCRIBED if key in described},
     )
+
+
+def describes_itself(path: Path) -> bool:
+    """Whether a checkpoint file names the model that it is of, as those of `zoo train` do."""
+    return path.suffix == TRAINED and path.is_file() and "model" in read_metadata(path)
+
+
+def _read_trained(path: Path) -> Stored:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if not describes_itself(path):
+        raise CheckpointError(f"{path}: does not say which model it is of, as those of `zoo train` do; name the model")
+    tensors, about = read_verified(path)
+    model = about["model"]
+    if model not in shipped():
+        model = str(path.parent / model)
+    try:
+        overrides, described = json.loads(about["overrides"]), json.loads(about["described"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: what it says of its model cannot be read ({error})") from error
+    return Stored(model, tensors, overrides, 3, {key: described[key] for key in DESCRIBED if key in described})
 
 
 def _file(name: str, *candidates: str) -> Path:

@@ -1,10 +1,11 @@
-"""ImageNet labels for pictures."""
+"""Labels for pictures: ImageNet's, or those that a checkpoint of `zoo train` was trained with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,8 +14,11 @@ from torch import nn
 
 from zoo.errors import CheckpointError
 from zoo.models import convert_checkpoint, create_model, split_tag
+from zoo.stored import describes_itself, is_stored
 from zoo.timm_models import CLASSIFIER
 from zoo.weights.files import read_checkpoint
+
+DEFAULT = "davit_tiny"
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,23 @@ class Prediction:
     probability: float
 
 
-def load_classifier(name: str, checkpoint: str | PathLike[str] | None = None, pretrained: bool = False) -> nn.Module:
+def load_classifier(
+    name: str | None = None, checkpoint: str | PathLike[str] | None = None, pretrained: bool = False
+) -> nn.Module:
     """A classifier with trained weights, in evaluation mode, with as many classes as its checkpoint.
+
+    Args:
+        name: as for `zoo.create_model`; None for what the checkpoint says of itself, or `davit_tiny`.
 
     Raises:
         CheckpointError: if neither a checkpoint nor `pretrained` is given, or the weights do not fit.
         ConfigError: for an unknown name.
     """
+    if name is None and checkpoint is not None and describes_itself(Path(checkpoint)):
+        return create_model(checkpoint=checkpoint).eval()
+    name = name or DEFAULT
+    if checkpoint is None and is_stored(name):
+        return create_model(name).eval()
     if checkpoint is None and not pretrained:
         variant, _ = split_tag(name)
         raise CheckpointError(
@@ -59,8 +73,11 @@ def predict(model: nn.Module, images: Sequence[Image.Image], topk: int = 5) -> l
     return found
 
 
-def class_names(model: nn.Module):
-    """A function from class index to name: ImageNet's where the number of classes is one of ImageNet's."""
+def class_names(model: nn.Module) -> Callable[[int], str]:
+    """A function from class index to name: the model's own, or ImageNet's where the number of classes is ImageNet's."""
+    if own := model.pretrained_cfg.get("label_names"):
+        words = model.pretrained_cfg.get("label_descriptions") or {}
+        return lambda index: words.get(own[index], own[index])
     subset = infer_imagenet_subset(model)
     if subset is None:
         return lambda index: f"class {index}"

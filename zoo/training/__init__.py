@@ -1,0 +1,1 @@
+"""Training and validation of the zoo's models: recipes, data, the loop, checkpoints, reports."""

@@ -1,0 +1,213 @@
+"""The loop of a run: epochs, steps, validation, checkpoints, and every way in which it may end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from zoo.errors import ConfigError
+from zoo.training.evaluate import evaluate
+from zoo.training.interrupt import Interrupt
+from zoo.training.metrics import Metrics
+from zoo.training.monitor import Monitor
+from zoo.training.problems import Problems
+from zoo.training.recipe import Recipe, differences, load_recipe
+from zoo.training.report import write_report
+from zoo.training.setup import Parts, assemble
+from zoo.training.state import Progress, load_state, save_state, save_weights
+from zoo.training.step import Stepper
+from zoo.weights.verified import write_text
+
+RECIPE, BEST, LAST = "run.yaml", "best.safetensors", "last.safetensors"
+MOST_SKIPPED = 3
+"""Steps in a row without a finite loss."""
+_GO_ON, _STOP, _TOO_BAD = 0, 1, 2
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved where it is."""
+
+
+def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train, and write everything to `output`.
+
+    Args:
+        recipe: what to do.
+        output: a folder, made if it is not there.
+        resume: go on with the run in `output`, if there is one.
+        say: told what people should know.
+
+    Returns:
+        What `summary.json` holds: top1, top5, loss, epochs, images_per_second, seconds, ...
+
+    Raises:
+        ConfigError: for whatever is wrong with recipe, data or devices, before the first step; for too many unreadable
+            images and for losses that are not finite, with the last checkpoint kept.
+        CheckpointError: if checkpoints cannot be read or written.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    _claim(recipe, output, resume)
+    run = Run(assemble(recipe, output), output, say)
+    if run.main:
+        write_text(output / RECIPE, recipe.to_yaml())
+    if resume:
+        run.go_on()
+    with Interrupt() as run.interrupt, ExitStack() as run.closing:
+        return run.finish() if run.done else run.train()
+
+
+def _claim(recipe: Recipe, output: Path, resume: bool) -> None:
+    """Make the folder of a run, or see that the run in it is this one."""
+    path = output / RECIPE
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=output).close()
+        if path.exists() and not resume:
+            raise ConfigError(f"{output}: holds a run; pass --resume auto to go on with it, or another --output")
+        if path.exists() and (changed := differences(load_recipe(path), recipe)):
+            raise ConfigError(f"{output}: holds a run of another recipe: {'; '.join(changed)}")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+class Run:
+    """A run and where it is."""
+
+    interrupt: Interrupt
+    closing: ExitStack
+
+    def __init__(self, parts: Parts, output: Path, say: Callable[[str], None]) -> None:
+        self.parts, self.output, self.recipe = parts, output, parts.recipe
+        self.main = parts.accelerator.is_main_process
+        self.say = say if self.main else lambda text: None
+        self.progress = Progress()
+        self.stepper = Stepper(parts)
+        images = len(parts.train) + len(parts.validation)
+        self.problems = Problems(output / "images.csv", images, self.recipe.max_bad_share)
+        self.skipped_in_a_row = 0
+        self.since = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Take up the run where it was saved last."""
+        found = load_state(self.parts, self.output / "state")
+        if found is None:
+            return
+        self.progress, damaged = found
+        for text in damaged:
+            self.say(f"passed over: {text}")
+        self.say(f"goes on at step {self.progress.step}, epoch {self.epoch + 1}")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step is of, from 0."""
+        return self.progress.step // self.parts.order.steps
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left, or none would help."""
+        waited = len(self.progress.history) - self.progress.best_epoch
+        tired = self.recipe.early_stop is not None and waited >= self.recipe.early_stop
+        return len(self.progress.history) >= self.recipe.epochs or tired
+
+    def train(self) -> dict[str, Any]:
+        """All epochs that are left, and the report."""
+        steps = self.parts.order.steps
+        self.monitor = self.closing.enter_context(Monitor(self.output, self.recipe, self.progress, steps, self.main))
+        while not self.done:
+            self._train_epoch()
+            metrics = self._validate()
+            self._close_epoch(metrics)
+        return self.finish()
+
+    def _train_epoch(self) -> None:
+        order = self.parts.order
+        order.epoch, order.start = self.epoch, self.progress.step % order.steps
+        if len(self.progress.history) < self.epoch:  # saved between the last step of an epoch and its validation
+            return
+        self.parts.model.train()
+        if order.start == 0:
+            self.progress.loss_sum, self.progress.loss_count = 0.0, 0
+        self.mark = time.perf_counter()
+        for batch in self.parts.train_loader:
+            self._step(batch)
+
+    def _step(self, batch: Any) -> None:
+        parts, progress = self.parts, self.progress
+        self.problems.add(batch.notes)
+        flag = _TOO_BAD if self.problems.too_many() else _STOP if self.interrupt.asked else _GO_ON
+        parts.scheduler.step_update(progress.step)
+        outcome = self.stepper(batch, progress.step, flag)
+        progress.step += 1
+        self._judge(outcome.loss, outcome.norm, outcome.taken)
+        progress.images += self.recipe.batch_size
+        lr = max(group["lr"] for group in parts.optimizer.param_groups)
+        self.monitor.step(outcome.loss, lr, outcome.norm)
+        now = time.perf_counter()
+        progress.training_seconds, self.mark = progress.training_seconds + now - self.mark, now
+        if outcome.flag == _TOO_BAD:
+            self.problems.gather()
+            self.problems.check()
+        if outcome.flag == _STOP:
+            self._save_state()
+            raise Interrupted(
+                f"stopped at step {progress.step}; saved in {self.output}, --resume auto goes on from there"
+            )
+        if self.recipe.save_steps and progress.step % self.recipe.save_steps == 0:
+            self._save_state()
+
+    def _judge(self, loss: float, norm: float, taken: bool) -> None:
+        """Count the loss of a step, or the step as skipped."""
+        if taken:
+            self.skipped_in_a_row = 0
+            self.progress.loss_sum += loss
+            self.progress.loss_count += 1
+            return
+        self.progress.skipped += 1
+        self.skipped_in_a_row += 1
+        self.say(f"step {self.progress.step}: loss {loss:.4g}, gradient {norm:.4g}; the step was skipped")
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise ConfigError(
+                f"{MOST_SKIPPED} steps in a row had no finite loss or gradient; the last good checkpoint is kept in "
+                f"{self.output}. A smaller lr, clip_grad or amp: bf16 in place of fp16 may help."
+            )
+
+    def _validate(self) -> Metrics:
+        parts = self.parts
+        model = parts.ema.module if parts.ema is not None else parts.backbone
+        metrics, notes = evaluate(model, parts.validation_loader, len(parts.train.classes), parts.accelerator)
+        self.problems.add(notes)
+        self.problems.gather()
+        self.problems.check()
+        return metrics
+
+    def _close_epoch(self, metrics: Metrics) -> None:
+        """A row of the history, and the checkpoints."""
+        progress, found = self.progress, metrics.result()
+        loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
+        epoch = len(progress.history) + 1
+        lr = self.parts.optimizer.param_groups[0]["lr"]
+        progress.history.append({"epoch": epoch, "train_loss": loss, "lr": lr, **found})
+        better = found["top1"] > progress.best
+        if better:
+            progress.best, progress.best_epoch = found["top1"], epoch
+        self.monitor.epoch(progress.history[-1])
+        for path in [LAST, BEST] if better else [LAST]:
+            save_weights(self.parts, self.output / path, progress.history[-1])
+        self._save_state()
+
+    def _save_state(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds, self.since = self.progress.seconds + now - self.since, now
+        save_state(self.parts, self.output / "state", self.progress)
+        if self.main:
+            self.problems.write()
+        self.parts.accelerator.wait_for_everyone()
+
+    def finish(self) -> dict[str, Any]:
+        """The report on the best checkpoint, as it was saved."""
+        return write_report(self.parts, self.progress, self.output, self.output / BEST, self.problems)

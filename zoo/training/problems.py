@@ -1,0 +1,80 @@
+"""The files that could not be read, or not as they are, of a whole run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from zoo.errors import ConfigError
+from zoo.training.loading import Note
+from zoo.weights.verified import write_text
+
+
+class Problems:
+    """Notes of files, each once, over all processes.
+
+    Args:
+        path: of the report, a CSV that is there when there is something to report.
+        images: how many there are.
+        most: share of them that may be unreadable.
+    """
+
+    def __init__(self, path: Path, images: int, most: float) -> None:
+        self.path, self.images, self.most = path, images, most
+        self.notes: dict[str, dict[str, bool]] = {}
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
+
+    def add(self, notes: Iterable[Note]) -> None:
+        """Remember notes."""
+        for note in notes:
+            for what in note.what.split("; "):
+                self.notes.setdefault(note.file, {})[what] = note.readable
+
+    def too_many(self) -> bool:
+        """Whether more files are unreadable than may be."""
+        return len(self.unreadable()) > self.most * self.images
+
+    def check(self) -> None:
+        """Stop if too many files are unreadable.
+
+        Raises:
+            ConfigError: if so, with the list.
+        """
+        if self.too_many():
+            bad = self.unreadable()
+            self.write()
+            listed = "\n".join(f"  {file}: {'; '.join(self.notes[file])}" for file in bad[:20])
+            raise ConfigError(
+                f"{len(bad)} of {self.images} images cannot be read, more than the share max_bad_share={self.most:g} "
+                f"allows; all of them stand in {self.path}, these are the first:\n{listed}"
+            )
+
+    def unreadable(self) -> list[str]:
+        """The files that were passed over."""
+        return [file for file, notes in self.notes.items() if not all(notes.values())]
+
+    def gather(self) -> None:
+        """Take over what other processes found."""
+        own = [Note(file, ok, what) for file, notes in self.notes.items() for what, ok in notes.items()]
+        self.add(gather_object(own))
+
+    def write(self) -> None:
+        """Write the report, if there is anything to report."""
+        if not self.notes:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "readable", "what"])
+        for file, notes in sorted(self.notes.items()):
+            writer.writerow([file, "yes" if all(notes.values()) else "no", "; ".join(notes)])
+        write_text(self.path, text.getvalue())
+
+    def __str__(self) -> str:
+        bad = len(self.unreadable())
+        return f"{bad} images unreadable, {len(self.notes) - bad} unusual: {self.path}"

@@ -1,0 +1,186 @@
+"""Recipes: what a training run does, as YAML and as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from zoo.catalog import CONFIG_DIR, read_yaml
+from zoo.errors import ConfigError, Where
+from zoo.schema import Count, Index, Positive, Range, Rate, Size, check_mapping, dataclass_from_yaml
+
+RECIPE_DIR = CONFIG_DIR / "recipes"
+Share = Annotated[float, Range(0.0, 1.0)]
+Amount = Annotated[float, Range(0.0, 1e6)]
+NEVER_REPEATED = ("epochs", "workers", "micro_batch", "log_every", "save_steps")
+"""What a resumed run may have otherwise than the one it goes on from."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run does. A key of the YAML, and of `--set`, for each attribute.
+
+    Attributes:
+        model: as for `zoo.create_model`.
+        overrides: configuration keys of the model.
+        checkpoint, pretrained: where its weights come from; drawn at random without either.
+        data: an ImageFolder, perhaps with `train` and `validation` folders in it; a tar file, or a folder of tar files,
+            one a class or as WebDataset writes them; `hfds/NAME` for a data set of Hugging Face; `digits`.
+        train_split, val_split: their names; None for the usual ones.
+        val_share: of the images held out where there is no validation split.
+        classes: `imagenette`, `imagewoof`, `imagenet100`, or a text file of class names or of image files.
+        max_bad_share: unreadable images, as a share of all, that stop the run when exceeded.
+        img_size: (height, width); None for the model's own.
+        epochs: passes over the training images.
+        batch_size: images of one step of the optimiser, over all processes.
+        micro_batch: images that a process takes at once; None for all of its share, halved while memory runs out.
+        workers: processes that read images, for each training process.
+        optimizer, scheduler: names known to timm.
+        lr: for `lr_base` images a step; scaled linearly with `batch_size`.
+        min_lr, warmup_lr: at the end and at the start, scaled likewise.
+        warmup_epochs: of linear rise.
+        weight_decay: of what the model's family decays; all of them were published with 0.05.
+        layer_decay: factor of the learning rate from one block to the one before; None for none.
+        clip_grad: largest norm of the gradient; None for any.
+        freeze: stages that are not trained, from the stem; `backbone` for all but the classifier.
+        drop_path_rate: None for the published rate of the variant.
+        drop_rate: dropout before the classifier.
+        label_smoothing, mixup, cutmix: strengths; mixup and cutmix are the alphas of their Beta distributions.
+        mix_prob: of a batch being mixed.
+        crop_scale: least and largest share of an image's area in a random crop.
+        crop_ratio: least and largest ratio of its sides.
+        hflip: probability of mirroring.
+        color_jitter: strength; where `auto_augment` is none.
+        auto_augment: timm's name, as in `rand-m9-mstd0.5-inc1`.
+        random_erasing: probability.
+        crop_pct, interpolation, mean, std: of the input; None for the model's own.
+        ema: decay of the averaged weights; None for none.
+        amp: precision of the forward pass.
+        compile, channels_last, grad_checkpointing: speed and memory.
+        deterministic: refuse algorithms that give other results every time.
+        fsdp: shard the model over the processes.
+        early_stop: epochs without a better accuracy after which a run ends; None for never.
+        seed: of weights, order, augmentation and dropout.
+        log_every: steps between two lines of a log.
+        save_steps: steps between two states within an epoch, beside the one at its end; None for none.
+    """
+
+    model: str
+    data: str
+    overrides: Any = field(default_factory=dict)
+    checkpoint: str | None = None
+    pretrained: bool = False
+    train_split: str | None = None
+    val_split: str | None = None
+    val_share: Annotated[float, Range(0.01, 0.9)] = 0.1
+    classes: str | None = None
+    max_bad_share: Share = 0.2
+    img_size: Size | None = None
+    epochs: Count = 30
+    batch_size: Count = 64
+    micro_batch: Count | None = None
+    workers: Index = 2
+    optimizer: str = "adamw"
+    scheduler: Literal["cosine", "poly", "tanh", "constant"] = "cosine"
+    lr: Positive = 1e-3
+    lr_base: Count = 1024
+    min_lr: Amount = 1e-5
+    warmup_lr: Amount = 1e-6
+    warmup_epochs: Index = 0
+    weight_decay: Amount = 0.05
+    layer_decay: Annotated[float, Range(0.01, 1.0)] | None = None
+    clip_grad: Positive | None = None
+    freeze: Literal["backbone"] | Index = 0
+    drop_path_rate: Rate | None = None
+    drop_rate: Rate = 0.0
+    label_smoothing: Rate = 0.1
+    mixup: Amount = 0.0
+    cutmix: Amount = 0.0
+    mix_prob: Share = 1.0
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    hflip: Share = 0.5
+    color_jitter: Share = 0.4
+    auto_augment: str | None = None
+    random_erasing: Share = 0.0
+    crop_pct: Annotated[float, Range(0.1, 1.0)] | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    ema: Annotated[float, Range(0.0, 0.999999)] | None = None
+    amp: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    channels_last: bool = False
+    grad_checkpointing: bool = False
+    deterministic: bool = False
+    fsdp: bool = False
+    early_stop: Count | None = None
+    seed: Index = 0
+    log_every: Count = 50
+    save_steps: Count | None = None
+
+    @property
+    def lr_scale(self) -> float:
+        """What `lr`, `min_lr` and `warmup_lr` are multiplied by."""
+        return self.batch_size / self.lr_base
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that gives it again."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        plain["overrides"] = dict(self.overrides)
+        return yaml.safe_dump(plain, sort_keys=False)
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(RECIPE_DIR.glob("*.yaml"))}
+
+
+def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A shipped recipe, or one in a file, with some of its keys changed.
+
+    Raises:
+        ConfigError: for an unknown recipe or key, or a value that is not allowed.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name) not in recipes():
+            raise Where("recipe").unknown(str(name), recipes(), "recipe")
+        path = recipes()[str(name)]
+    tree, where = read_yaml(path), Where(str(path))
+    changes = dict(changes or {})
+    for key in changes:
+        if key not in (known := [f.name for f in dataclasses.fields(Recipe)]):
+            raise Where("--set").unknown(key, known)
+    for key in ("model", "data"):
+        if tree.get(key) is None and changes.get(key) is None:
+            raise ConfigError(f"{where}: has no {key}: pass --{key}")
+    recipe = dataclass_from_yaml(Recipe, {**tree, **changes}, where)
+    check_mapping(recipe.overrides, where / "overrides")
+    if recipe.pretrained and recipe.checkpoint:
+        raise ConfigError(f"{where}: pretrained and checkpoint both name weights, expected one of them")
+    return recipe
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """The key and value of `key=value`; the value is read as YAML, a dotted key is one of the model's `overrides`."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {text}: expected KEY=VALUE")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What a run that goes on from another does otherwise, and may not."""
+    keys = [name for name in typing.get_type_hints(Recipe) if name not in NEVER_REPEATED]
+    pairs = [(key, getattr(old, key), getattr(new, key)) for key in keys]
+    return [f"{key}: {then!r}, now {now!r}" for key, then, now in pairs if then != now]

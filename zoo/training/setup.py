@@ -1,0 +1,236 @@
+"""The parts of a run, made from its recipe and checked before the first step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from timm.data import Mixup, create_transform, resolve_model_data_config
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader
+
+from zoo.backbone import Backbone
+from zoo.block import Block
+from zoo.catalog import shipped, tree_of
+from zoo.errors import ConfigError, Where
+from zoo.models import backbone_of, create_model
+from zoo.param_groups import parameter_groups
+from zoo.training.classes import describe
+from zoo.training.data import Split, open_splits
+from zoo.training.digits import write_digits
+from zoo.training.loading import ImageSet, TrainingOrder, ValidationOrder, loader, training_transform
+from zoo.training.randomness import seed_all
+from zoo.training.recipe import Recipe
+from zoo.weights.verified import write_text
+
+
+@dataclass
+class Parts:
+    """What the loop works with.
+
+    Attributes:
+        model: as wrapped for several processes; `backbone` is the one inside.
+        train, validation: the images, and loaders of them in the order of this process.
+        described: how an image must be prepared, and the classes, in timm's words.
+        model_name: what a checkpoint calls the model.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    model: nn.Module
+    backbone: Backbone
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    ema: ModelEmaV3 | None
+    mixup: Mixup | None
+    train: Split
+    validation: Split
+    train_loader: DataLoader
+    validation_loader: DataLoader
+    described: dict[str, Any]
+    model_name: str
+    fsdp: bool
+
+    @property
+    def order(self) -> TrainingOrder:
+        """Of the training batches."""
+        return self.train_loader.batch_sampler
+
+
+def make_accelerator(amp: str = "no", fsdp: bool = False) -> tuple[Accelerator, bool]:
+    """accelerate's view of devices and processes; whether to shard, as `fsdp` or `accelerate launch --use_fsdp` says.
+
+    The sharding itself is `fully_shard`, which also runs on CPUs, so accelerate is not told of it.
+
+    Raises:
+        ConfigError: if the devices cannot do what is asked.
+    """
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true" or fsdp
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = several and not (torch.cuda.is_available() or torch.xpu.is_available())
+    if amp == "fp16" and (cpu or not torch.accelerator.is_available()):
+        raise ConfigError("amp is 'fp16', which needs a GPU; 'bf16' runs everywhere")
+    if fsdp and not several:
+        raise ConfigError("fsdp shards a model over processes and there is one: use torchrun or accelerate launch")
+    return Accelerator(mixed_precision=amp, cpu=cpu), fsdp
+
+
+def assemble(recipe: Recipe, output: Path) -> Parts:
+    """Every part of a run.
+
+    Raises:
+        ConfigError: for whatever is wrong with the recipe, the data or the devices.
+        CheckpointError: if weights cannot be had or do not fit.
+    """
+    accelerator, fsdp = make_accelerator(recipe.amp, recipe.fsdp)
+    torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
+    if recipe.data == "digits":
+        with accelerator.main_process_first():
+            write_digits(output / "digits")
+    train, validation = open_splits(_with_digits(recipe, output))
+    _check(recipe, train, accelerator.num_processes, fsdp)
+    backbone, name = _model(recipe, train.classes, output, accelerator)
+    backbone = backbone.to(accelerator.device, memory_format=_memory_format(recipe))
+    optimizer_of = _optimizer_maker(recipe)
+    config = _input_config(recipe, backbone)
+    ema = ModelEmaV3(backbone, recipe.ema, use_warmup=True) if recipe.ema is not None else None
+    if recipe.compile:
+        backbone.compile()
+    model, optimizer = _distribute(backbone, optimizer_of, accelerator, fsdp)
+    share = recipe.batch_size // accelerator.num_processes
+    place = accelerator.process_index, accelerator.num_processes
+    order = TrainingOrder(len(train), recipe.batch_size, recipe.seed, *place)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        recipe.scheduler,
+        num_epochs=recipe.epochs,
+        min_lr=recipe.min_lr * recipe.lr_scale,
+        warmup_lr=recipe.warmup_lr * recipe.lr_scale,
+        warmup_epochs=recipe.warmup_epochs,
+        step_on_epochs=False,
+        updates_per_epoch=order.steps,
+    )
+    pin = accelerator.device.type == "cuda"
+    size = config["input_size"][1:]
+    read = ImageSet(train, training_transform(recipe, config), size, recipe.seed)
+    held = ImageSet(validation, create_transform(**config), size)
+    return Parts(
+        recipe,
+        accelerator,
+        model,
+        backbone,
+        optimizer,
+        scheduler,
+        ema,
+        _mixup(recipe, len(train.classes), share),
+        train,
+        validation,
+        loader(read, order, recipe.workers, pin),
+        loader(held, ValidationOrder(len(validation), share, *place), recipe.workers, pin),
+        _describe(config, train.classes),
+        name,
+        fsdp,
+    )
+
+
+def _with_digits(recipe: Recipe, output: Path) -> Recipe:
+    return replace(recipe, data=str(output / "digits")) if recipe.data == "digits" else recipe
+
+
+def _check(recipe: Recipe, train: Split, processes: int, fsdp: bool) -> None:
+    if recipe.batch_size > len(train):
+        raise ConfigError(f"batch_size is {recipe.batch_size}, more than the {len(train)} training images")
+    if recipe.batch_size % processes:
+        raise ConfigError(f"batch_size is {recipe.batch_size}, expected a multiple of the {processes} processes")
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size // processes % 2:
+        raise ConfigError("mixup and cutmix mix pairs: batch_size for each process must be even")
+    if recipe.ema is not None and fsdp:
+        raise ConfigError("ema keeps a whole copy of the model, which fsdp is to avoid: use one of them")
+    if fsdp and recipe.amp == "fp16":
+        raise ConfigError("amp is 'fp16', which is not scaled under fsdp, expected 'bf16' or 'no'")
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise ConfigError(f"warmup_epochs is {recipe.warmup_epochs}, expected fewer than the {recipe.epochs} epochs")
+
+
+def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: Accelerator) -> tuple[Backbone, str]:
+    """The model with its weights, and the name by which its checkpoints are read."""
+    seed_all(recipe.seed)
+    with accelerator.main_process_first():  # which downloads, if that is to be done
+        model = backbone_of(
+            create_model(
+                recipe.model,
+                recipe.pretrained,
+                checkpoint=recipe.checkpoint,
+                num_classes=len(classes),
+                drop_path_rate=recipe.drop_path_rate,
+                drop_rate=recipe.drop_rate,
+                **{"img_size": recipe.img_size} | dict(recipe.overrides),
+            )
+        )
+    if tuple(model.pretrained_cfg.get("label_names") or classes) != classes:
+        model.reset_classifier(len(classes))  # as many classes, but others
+    if recipe.freeze == "backbone":
+        model.requires_grad_(False).freeze(len(model.stages))
+        model.get_classifier().requires_grad_(True)
+    elif recipe.freeze:
+        model.freeze(recipe.freeze)
+    model.set_grad_checkpointing(recipe.grad_checkpointing)
+    if model.config.source in shipped():
+        return model, model.config.source
+    if accelerator.is_main_process:
+        write_text(output / "model.yaml", yaml.safe_dump(tree_of(model.config.source), sort_keys=False))
+    return model, "model.yaml"
+
+
+def _optimizer_maker(recipe: Recipe) -> Any:
+    if recipe.optimizer not in (known := list_optimizers()):
+        raise Where("optimizer").unknown(recipe.optimizer, known, "optimizer")
+
+    def make(backbone: Backbone) -> torch.optim.Optimizer:
+        groups = parameter_groups(backbone, recipe.weight_decay, recipe.layer_decay)
+        return create_optimizer_v2(groups, recipe.optimizer, lr=recipe.lr * recipe.lr_scale, weight_decay=0.0)
+
+    return make
+
+
+def _distribute(
+    backbone: Backbone, optimizer_of: Any, accelerator: Accelerator, fsdp: bool
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    if not fsdp:
+        return accelerator.prepare(backbone, optimizer_of(backbone))
+    mesh = torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in [*(m for m in backbone.modules() if isinstance(m, Block)), backbone]:
+        fully_shard(module, mesh=mesh)
+    return backbone, optimizer_of(backbone)
+
+
+def _mixup(recipe: Recipe, classes: int, share: int) -> Mixup | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(
+        recipe.mixup, recipe.cutmix, prob=recipe.mix_prob, label_smoothing=recipe.label_smoothing, num_classes=classes
+    )
+
+
+def _memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.preserve_format
+
+
+def _input_config(recipe: Recipe, model: Backbone) -> dict[str, Any]:
+    """How images are prepared: as the recipe says, otherwise as the model's weights were trained."""
+    own = {key: getattr(recipe, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    return resolve_model_data_config(model) | {key: value for key, value in own.items() if value is not None}
+
+
+def _describe(config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {key: config[key] for key in keys} | {"label_names": classes, "label_descriptions": describe(classes)}

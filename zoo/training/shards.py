@@ -1,0 +1,94 @@
+"""WebDataset's tar shards, read at any place: the order of a run can then be drawn, and taken up again."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+
+from zoo.errors import ConfigError
+
+
+def tar_files(root: Path) -> list[Path]:
+    """The tar files that `root` is or holds."""
+    return [root] if root.suffix == ".tar" else sorted(root.glob("*.tar"))
+
+
+def is_webdataset(root: Path) -> bool:
+    """Whether the first tar file has classes in members of their own, `KEY.cls` beside `KEY.jpg`."""
+    with tarfile.open(tar_files(root)[0], "r:") as archive:
+        first = [member.name for _, member in zip(range(64), archive, strict=False)]
+    return any(name.endswith(".cls") for name in first)
+
+
+class ShardReader(Reader):
+    """Images of uncompressed tar shards: only where each one lies is held in memory.
+
+    `classes.txt` beside the shards, or in the folder above, names the classes in order; without one their numbers do.
+
+    Raises:
+        ConfigError: if a shard is damaged, or an image has no class.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.paths = tar_files(root)
+        names, targets, places = [], [], []
+        for shard, path in enumerate(self.paths):
+            for name, target, offset, size in _members(path):
+                names.append(name)
+                targets.append(target)
+                places.append((shard, offset, size))
+        self.names, self.targets, self.places = names, np.array(targets), np.array(places, dtype=np.int64)
+        self.class_to_idx = {name: i for i, name in enumerate(self._class_names(root))}
+
+    def _class_names(self, root: Path) -> list[str]:
+        count = int(self.targets.max(initial=-1)) + 1
+        folder = root if root.is_dir() else root.parent
+        for path in (folder / "classes.txt", folder.parent / "classes.txt"):
+            if path.is_file():
+                names = path.read_text(encoding="utf-8").split("\n")
+                names = [name.strip() for name in names if name.strip()]
+                if len(names) < count:
+                    raise ConfigError(f"{path}: names {len(names)} classes, the shards have {count}")
+                return names
+        return [str(i) for i in range(count)]
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        shard, offset, size = self.places[index].tolist()
+        with open(self.paths[shard], "rb") as file:
+            return io.BytesIO(os.pread(file.fileno(), size, offset)), int(self.targets[index])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name = self.names[index]
+        return os.path.basename(name) if basename else f"{self.paths[self.places[index][0]]}/{name}"
+
+
+def _members(path: Path) -> list[tuple[str, int, int, int]]:
+    """(name, class, offset, bytes) of the images in a shard."""
+    images, classes = {}, {}
+    extensions = get_img_extensions(as_set=True)
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                key, _, extension = base.partition(".")
+                if f".{extension.lower()}" in extensions:
+                    images[folder, key] = (member.name, member.offset_data, member.size)
+                elif extension == "cls":
+                    classes[folder, key] = int(archive.extractfile(member).read())
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a shard ({error})") from error
+    for key, (name, *_) in images.items():
+        if key not in classes:
+            raise ConfigError(f"{path}: {name} has no class, expected a member {'/'.join(filter(None, key))}.cls")
+    return [(name, classes[key], offset, size) for key, (name, offset, size) in images.items()]

@@ -1,0 +1,147 @@
+"""Where a run is, and what it needs to go on from there as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from zoo import __version__
+from zoo.errors import CheckpointError
+from zoo.training.setup import Parts
+from zoo.weights.verified import read_verified, write_verified
+
+KEPT = 2
+"""Files of states: were the last one damaged, there is the one before."""
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_MODEL, _EMA, _OPTIMIZER = "model.", "ema.", "optimizer."
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: of the optimiser, from the first of the run.
+        best: highest top-1 so far, in percent, and its epoch, from 1.
+        loss_sum, loss_count: of the steps of this epoch.
+        skipped: steps without a finite loss.
+        seconds, training_seconds, images: of the run until here; the second without validation.
+        history: a row for each epoch.
+    """
+
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    images: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def weights(parts: Parts) -> dict[str, torch.Tensor]:
+    """The weights that a user of the run wants: averaged ones if there are, of one process on all."""
+    if parts.ema is not None:
+        return parts.ema.module.state_dict()
+    return get_model_state_dict(parts.model, options=_WHOLE)
+
+
+def save_weights(parts: Parts, path: Path, metrics: Mapping[str, Any]) -> None:
+    """A checkpoint that says what it is of: for `zoo predict` and `zoo.create_model`."""
+    tensors = weights(parts)
+    if not parts.accelerator.is_main_process:
+        return
+    about = {"format": "pt", "zoo": __version__, "model": parts.model_name}
+    mappings = {"overrides": parts.backbone.config.overrides, "described": parts.described, "metrics": metrics}
+    write_verified(path, tensors, about | {key: json.dumps(value) for key, value in mappings.items()})
+
+
+def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
+    """Everything that is needed to go on, in one file; older ones but the last are removed."""
+    tensors = {_MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_WHOLE).items()}
+    if parts.ema is not None:
+        tensors |= {_EMA + name: value for name, value in parts.ema.module.state_dict().items()}
+    numbers = {}
+    state = get_optimizer_state_dict(parts.model, _bare(parts), options=_WHOLE)["state"]
+    for name, entries in state.items():
+        for key, value in entries.items():
+            place = tensors if isinstance(value, torch.Tensor) else numbers
+            place[f"{_OPTIMIZER}{name}.{key}"] = value
+    if not parts.accelerator.is_main_process:
+        return
+    scaler = parts.accelerator.scaler.state_dict() if parts.accelerator.scaler else {}
+    about = {"progress": asdict(progress), "optimizer": numbers, "scaler": scaler}
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{progress.step:09d}.safetensors"
+    write_verified(path, tensors, {key: json.dumps(value) for key, value in about.items()})
+    for old in _states(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
+    """Go on from the newest state that is whole, if there is one; also says which ones were not.
+
+    Raises:
+        CheckpointError: if it is of another model or optimiser.
+    """
+    damaged = []
+    for path in _states(folder):
+        try:
+            tensors, about = read_verified(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        try:
+            _restore(parts, tensors, {key: json.loads(about[key]) for key in ("progress", "optimizer", "scaler")})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        return Progress(**json.loads(about["progress"])), damaged
+    if damaged:
+        raise CheckpointError("no state of this run is whole:\n" + "\n".join(damaged))
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """The files of states, the newest first."""
+    found = [path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", path.stem)]
+    return sorted(found, reverse=True)
+
+
+def _restore(parts: Parts, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    set_model_state_dict(parts.model, _under(_MODEL, tensors), options=StateDictOptions(full_state_dict=True))
+    if parts.ema is not None:
+        parts.ema.module.load_state_dict(_under(_EMA, tensors))
+    optimizer = _bare(parts)
+    groups = get_optimizer_state_dict(parts.model, optimizer, options=_WHOLE)["param_groups"]
+    state: dict[str, dict[str, Any]] = {}
+    for name, value in {**_under(_OPTIMIZER, tensors), **_under(_OPTIMIZER, about["optimizer"])}.items():
+        parameter, _, key = name.rpartition(".")
+        state.setdefault(parameter, {})[key] = value
+    whole = {"state": state, "param_groups": groups}
+    set_optimizer_state_dict(parts.model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    if parts.accelerator.scaler:
+        parts.accelerator.scaler.load_state_dict(about["scaler"])
+
+
+def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _bare(parts: Parts) -> torch.optim.Optimizer:
+    """torch's optimiser inside accelerate's."""
+    return getattr(parts.optimizer, "optimizer", parts.optimizer)

@@ -1,0 +1,120 @@
+"""One step of the optimiser: micro-batches, mixed precision, clipping, and what to do when it goes wrong."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError
+from zoo.training.loading import Batch
+from zoo.training.randomness import seed_all
+from zoo.training.setup import Parts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a step, the same on all processes: loss, norm of the gradient, and the highest flag that a process gave."""
+
+    loss: float
+    norm: float
+    flag: int
+    taken: bool
+
+
+class Stepper:
+    """Takes steps of `parts`.
+
+    Attributes:
+        micro: images that a process takes at once.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        share = parts.recipe.batch_size // parts.accelerator.num_processes
+        self.micro = min(parts.recipe.micro_batch or share, share)
+
+    def __call__(self, batch: Batch, step: int, flag: int = 0) -> Outcome:
+        """One step on the batch of this process.
+
+        Args:
+            step: its number, on which its random numbers depend.
+            flag: told to all processes.
+
+        Raises:
+            ConfigError: if not even one image fits into memory.
+        """
+        parts, accelerator = self.parts, self.parts.accelerator
+        memory_format = torch.channels_last if parts.recipe.channels_last else torch.contiguous_format
+        images = batch.images.to(accelerator.device, non_blocking=True, memory_format=memory_format)
+        targets = batch.targets.to(accelerator.device, non_blocking=True)
+        seed_all(parts.recipe.seed, step, accelerator.process_index)
+        if parts.mixup is not None:
+            images, targets = parts.mixup(images, targets)
+        loss = self._backward(images, targets, step)
+        norm = self._clip()
+        told = torch.stack([loss.double(), torch.tensor(float(flag), dtype=torch.float64, device=loss.device)])
+        if accelerator.num_processes > 1:
+            gathered = accelerator.gather(told[None])
+            told = torch.stack([gathered[:, 0].mean(), gathered[:, 1].max()])
+        mean, highest = told.tolist()
+        overflow = accelerator.scaler is not None  # which skips steps by itself
+        taken = torch.isfinite(told[0]).item() and (overflow or torch.isfinite(norm).item())
+        if taken:
+            parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        if taken and parts.ema is not None:
+            parts.ema.update(parts.backbone, step)
+        return Outcome(mean, norm.item(), int(highest), taken)
+
+    def _backward(self, images: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
+        """Gradients of the mean loss over the batch of this process, and that loss; in smaller parts if need be."""
+        while True:
+            try:
+                return self._micro_batches(images, targets)
+            except RuntimeError as error:
+                self._halve(error)
+                self.parts.optimizer.zero_grad()
+                seed_all(self.parts.recipe.seed, step, self.parts.accelerator.process_index)
+
+    def _micro_batches(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        parts, total = self.parts, torch.zeros((), device=images.device)
+        pieces = list(zip(images.split(self.micro), targets.split(self.micro), strict=True))
+        smoothing = parts.recipe.label_smoothing if targets.ndim == 1 else 0.0
+        for i, (x, y) in enumerate(pieces):
+            with self._sync(i == len(pieces) - 1):
+                with parts.accelerator.autocast():
+                    logits = parts.model(x)
+                loss = F.cross_entropy(logits.float(), y, reduction="sum", label_smoothing=smoothing) / len(images)
+                parts.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _sync(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged between processes once a step."""
+        if self.parts.fsdp:
+            self.parts.model.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.parts.accelerator.no_sync(self.parts.model)
+
+    def _clip(self) -> torch.Tensor:
+        most = self.parts.recipe.clip_grad or float("inf")
+        if not self.parts.fsdp:
+            return torch.as_tensor(self.parts.accelerator.clip_grad_norm_(self.parts.model.parameters(), most))
+        return torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), most).full_tensor()
+
+    def _halve(self, error: RuntimeError) -> None:
+        """Take half as many images at once, if memory was what it lacked."""
+        if not should_reduce_batch_size(error):
+            raise error
+        if self.parts.accelerator.num_processes > 1:  # the others wait for this one's gradients
+            raise ConfigError(
+                f"memory runs out with {self.micro} images at once: pass --set micro_batch={max(1, self.micro // 2)} "
+                "or --set grad_checkpointing=true"
+            ) from error
+        if self.micro == 1:
+            raise ConfigError("memory runs out with one image at once: pass --set grad_checkpointing=true") from error
+        self.micro = (self.micro + 1) // 2
