@@ -149,4 +149,5 @@ def features(
 app.command()(cli_explain.explain)
 app.command()(cli_export.export)
 app.command()(cli_train.train)
+app.command()(cli_train.validate)
 app.add_typer(cli_weights.app, name="weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,45 @@ def train(
         summary = _train(recipe, output, resume, {k: v for k, v in given.items() if v is not None}, settings or [])
     if summary is None:
         raise typer.Exit(STOPPED)
+
+
+def validate(
+    data: Annotated[str, Option("--data", "-d", help="ImageFolder, tar files or hfds/NAME.")],
+    model: Annotated[str | None, Option("--model", "-m", help="As the checkpoint says, or davit_tiny.")] = None,
+    checkpoint: Annotated[str | None, Option("--checkpoint", "-c", help="Weights in any published form.")] = None,
+    pretrained: Annotated[bool, Option("--pretrained", help="Download the published weights.")] = False,
+    split: Annotated[str | None, Option(help="Folder of the images; validation, val, valid or test.")] = None,
+    classes: Classes = None,
+    batch_size: Annotated[int, Option(min=1, help="Images that a process takes at once.")] = 64,
+    workers: Annotated[int, Option(min=0, help="Processes that read images.")] = 2,
+    amp: Annotated[str, Option(help="no, bf16 or fp16.")] = "no",
+    tta: Annotated[bool, Option("--tta", help="Average over an image and its mirror image.")] = False,
+    real: Annotated[bool, Option("--real", help="Count with ImageNet's ReaL labels too.")] = False,
+    output: Annotated[Path | None, Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Top-1, top-5, loss, calibration and accuracy per class; exact with any number of processes."""
+    with reported():
+        from zoo.training.needs import needs
+
+        needs("accelerate", "accelerate")
+        from zoo.training.validate import Validation, validate
+
+        report = output.with_suffix(".images.csv") if output else Path("images.csv")
+        task = Validation(data, split, classes, batch_size, workers, amp, tta, real, report)
+        found = validate(task, model, checkpoint, pretrained)
+        if not found.pop("main"):
+            return
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    table = Table("class", "top-1 (%)", title=data)
+    for name, value in found.pop("per_class").items():
+        table.add_row(name, f"{value:.2f}")
+    console.print(table)
+    table = Table(show_header=False)
+    for key, value in found.items():
+        table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
 
 
 def _train(

@@ -76,6 +76,11 @@ def open_validation(data: str, split: str | None, classes: str | None, names: Se
     return select(_open(data, split, VALIDATION), chosen, data, tuple(names))
 
 
+def class_names(data: str, split: str | None = None) -> tuple[str, ...]:
+    """The classes of validation images, in order."""
+    return _open(data, split, VALIDATION).classes
+
+
 def select(split: Split, chosen: list[str] | None, place: str, classes: tuple[str, ...] | None = None) -> Split:
     """The part of a split that a class list or file list names, under the class indices of `classes`.
 

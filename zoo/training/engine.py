@@ -17,7 +17,7 @@ from zoo.training.metrics import Metrics
 from zoo.training.monitor import Monitor
 from zoo.training.problems import Problems
 from zoo.training.recipe import Recipe, differences, load_recipe
-from zoo.training.report import write_report
+from zoo.training.report import write_history, write_report
 from zoo.training.setup import Parts, assemble
 from zoo.training.state import Progress, load_state, save_state, save_weights
 from zoo.training.step import Stepper
@@ -98,6 +98,7 @@ class Run:
         if found is None:
             return
         self.progress, damaged = found
+        self.problems.read()
         for text in damaged:
             self.say(f"passed over: {text}")
         self.say(f"goes on at step {self.progress.step}, epoch {self.epoch + 1}")
@@ -206,6 +207,7 @@ class Run:
         save_state(self.parts, self.output / "state", self.progress)
         if self.main:
             self.problems.write()
+            write_history(self.progress.history, self.output / "history.csv")
         self.parts.accelerator.wait_for_everyone()
 
     def finish(self) -> dict[str, Any]:

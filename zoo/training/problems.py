@@ -26,8 +26,11 @@ class Problems:
     def __init__(self, path: Path, images: int, most: float) -> None:
         self.path, self.images, self.most = path, images, most
         self.notes: dict[str, dict[str, bool]] = {}
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
+
+    def read(self) -> None:
+        """Take over what the report of an earlier part of the run says."""
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
                 self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
 
     def add(self, notes: Iterable[Note]) -> None:
@@ -74,7 +77,3 @@ class Problems:
         for file, notes in sorted(self.notes.items()):
             writer.writerow([file, "yes" if all(notes.values()) else "no", "; ".join(notes)])
         write_text(self.path, text.getvalue())
-
-    def __str__(self) -> str:
-        bad = len(self.unreadable())
-        return f"{bad} images unreadable, {len(self.notes) - bad} unusual: {self.path}"

@@ -42,6 +42,12 @@ def write_report(parts: Parts, progress: Progress, output: Path, best: Path, pro
     return summary
 
 
+def write_history(history: list[dict[str, float]], path: Path) -> None:
+    """A CSV with a row for each epoch."""
+    rows = [list(history[0]), *(list(row.values()) for row in history)] if history else []
+    write_text(path, "".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
 def summarise(parts: Parts, progress: Progress, metrics: Metrics, problems: Problems) -> dict[str, Any]:
     """The facts of a run; top-1, top-5 and loss are those of the best checkpoint."""
     found = metrics.result()

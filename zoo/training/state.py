@@ -25,7 +25,8 @@ from zoo.weights.verified import read_verified, write_verified
 
 KEPT = 2
 """Files of states: were the last one damaged, there is the one before."""
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_EVERYWHERE = StateDictOptions(full_state_dict=True)
+_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # which leaves the other processes with nothing
 _MODEL, _EMA, _OPTIMIZER = "model.", "ema.", "optimizer."
 
 
@@ -58,7 +59,7 @@ def weights(parts: Parts) -> dict[str, torch.Tensor]:
     """The weights that a user of the run wants: averaged ones if there are, of one process on all."""
     if parts.ema is not None:
         return parts.ema.module.state_dict()
-    return get_model_state_dict(parts.model, options=_WHOLE)
+    return get_model_state_dict(parts.model, options=_ON_MAIN)
 
 
 def save_weights(parts: Parts, path: Path, metrics: Mapping[str, Any]) -> None:
@@ -73,12 +74,12 @@ def save_weights(parts: Parts, path: Path, metrics: Mapping[str, Any]) -> None:
 
 def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
     """Everything that is needed to go on, in one file; older ones but the last are removed."""
-    tensors = {_MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_WHOLE).items()}
+    tensors = {_MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_ON_MAIN).items()}
     if parts.ema is not None:
         tensors |= {_EMA + name: value for name, value in parts.ema.module.state_dict().items()}
     numbers = {}
-    state = get_optimizer_state_dict(parts.model, _bare(parts), options=_WHOLE)["state"]
-    for name, entries in state.items():
+    state = get_optimizer_state_dict(parts.model, _bare(parts), options=_ON_MAIN)
+    for name, entries in state.get("state", {}).items():
         for key, value in entries.items():
             place = tensors if isinstance(value, torch.Tensor) else numbers
             place[f"{_OPTIMIZER}{name}.{key}"] = value
@@ -123,17 +124,17 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _restore(parts: Parts, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    set_model_state_dict(parts.model, _under(_MODEL, tensors), options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(parts.model, _under(_MODEL, tensors), options=_EVERYWHERE)
     if parts.ema is not None:
         parts.ema.module.load_state_dict(_under(_EMA, tensors))
     optimizer = _bare(parts)
-    groups = get_optimizer_state_dict(parts.model, optimizer, options=_WHOLE)["param_groups"]
+    groups = get_optimizer_state_dict(parts.model, optimizer, options=_EVERYWHERE)["param_groups"]
     state: dict[str, dict[str, Any]] = {}
     for name, value in {**_under(_OPTIMIZER, tensors), **_under(_OPTIMIZER, about["optimizer"])}.items():
         parameter, _, key = name.rpartition(".")
         state.setdefault(parameter, {})[key] = value
     whole = {"state": state, "param_groups": groups}
-    set_optimizer_state_dict(parts.model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    set_optimizer_state_dict(parts.model, optimizer, whole, options=_EVERYWHERE)
     if parts.accelerator.scaler:
         parts.accelerator.scaler.load_state_dict(about["scaler"])
 

@@ -1,0 +1,104 @@
+"""`zoo validate`: how good a classifier is, counted exactly by any number of processes."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+
+from zoo.errors import ConfigError
+from zoo.models import backbone_of
+from zoo.training.classes import imagenet_names
+from zoo.training.data import Split, class_names, open_validation
+from zoo.training.evaluate import evaluate
+from zoo.training.loading import ImageSet, ValidationOrder, loader
+from zoo.training.problems import Problems
+from zoo.training.setup import make_accelerator
+from zoo.vision.predict import load_classifier
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What to validate on, and how.
+
+    Attributes:
+        data, split, classes: as of a recipe.
+        batch_size: images that a process takes at once.
+        workers: processes that read images, for each process.
+        amp: "no", "bf16" or "fp16".
+        tta: average over an image and its mirror image.
+        real: also count with the ReaL labels of ImageNet, https://arxiv.org/abs/2006.07159.
+        report: where unreadable and unusual files are listed.
+    """
+
+    data: str
+    split: str | None = None
+    classes: str | None = None
+    batch_size: int = 64
+    workers: int = 2
+    amp: str = "no"
+    tta: bool = False
+    real: bool = False
+    report: Path = Path("images.csv")
+
+
+def validate(task: Validation, name: str | None, checkpoint: str | None, pretrained: bool = False) -> dict[str, Any]:
+    """Accuracy of a classifier; name, checkpoint and pretrained as for `load_classifier`.
+
+    Returns:
+        top1 and top5 in percent, loss, calibration_error, images, unreadable_images, images_per_second, per_class; real
+        in percent if asked for.
+
+    Raises:
+        ConfigError, CheckpointError: if model, weights or data cannot be had or do not fit together.
+    """
+    accelerator, _ = make_accelerator(task.amp)
+    model = load_classifier(name, checkpoint, pretrained).to(accelerator.device)
+    classes = _classes(model, task)
+    split = open_validation(task.data, task.split, task.classes, classes)
+    config = resolve_model_data_config(model)
+    images = ImageSet(split, create_transform(**config), config["input_size"][1:])
+    place = accelerator.process_index, accelerator.num_processes
+    order = ValidationOrder(len(split), task.batch_size, *place)
+    batches = loader(images, order, task.workers, accelerator.device.type == "cuda")
+    real = _real_labels(split, classes) if task.real else None
+    start = time.perf_counter()
+    metrics, notes = evaluate(model, batches, len(classes), accelerator, tta=task.tta, real=real)
+    problems = Problems(task.report, len(split), 1.0)
+    problems.add(notes)
+    problems.gather()
+    if accelerator.is_main_process:
+        problems.write()
+    speed = len(split) / (time.perf_counter() - start)
+    about = {"unreadable_images": len(problems.unreadable()), "images_per_second": speed}
+    found = {key: value for key, value in zip(classes, metrics.per_class(), strict=True) if value is not None}
+    return {**metrics.result(), **about, "per_class": found, "main": accelerator.is_main_process}
+
+
+def _classes(model: nn.Module, task: Validation) -> tuple[str, ...]:
+    """Names of the outputs of a model: its own, ImageNet's, or those of as many classes as the data have."""
+    count = backbone_of(model).num_classes
+    names = tuple(model.pretrained_cfg.get("label_names") or ()) or imagenet_names(count)
+    if names is None and len(names := class_names(task.data, task.split)) != count:
+        raise ConfigError(f"{task.data}: has {len(names)} classes, the model {count} and no names for them")
+    if len(names) != count:
+        raise ConfigError(f"the model has {count} classes, and {len(names)} names for them")
+    return names
+
+
+def _real_labels(split: Split, classes: tuple[str, ...]) -> list[list[int]]:
+    """For each image, the classes that ReaL allows."""
+    if classes != imagenet_names(1000):
+        raise ConfigError("ReaL labels are for the 1000 classes of ImageNet, which this model has not")
+    allowed = json.loads(pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json"))
+    by_file = {f"ILSVRC2012_val_{i + 1:08d}": labels for i, labels in enumerate(allowed)}
+    files = [Path(split.name(position)).stem for position in range(len(split))]
+    if strange := [file for file in files if file not in by_file]:
+        raise ConfigError(f"ReaL has no labels for {strange[0]}, expected images of ImageNet's validation set")
+    return [by_file[file] for file in files]
