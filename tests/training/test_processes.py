@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.conftest import zoo_command
+from tests.training.conftest import TINY, write_images, zoo_command
 from zoo.training.engine import train
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import load_recipe
+from zoo.training.validate import Validation, validate
 
 pytestmark = pytest.mark.slow
 
@@ -23,41 +23,41 @@ def history(folder: Path) -> list[list[float]]:
         return [[float(row[key]) for key in ("train_loss", "loss", "top1")] for row in csv.DictReader(file)]
 
 
-@pytest.fixture
-def one(tiny: Callable[..., Recipe], tmp_path: Path) -> tuple[Path, Path]:
-    """The recipe of a run in one process, and its output."""
-    recipe, output = tiny(clip_grad=1.0, micro_batch=3), tmp_path / "one"
-    train(recipe, output)
-    return output / "run.yaml", output
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run in one process, with micro-batches, clipping and augmentation."""
+    root = tmp_path_factory.mktemp("one")
+    images = write_images(root / "images")
+    train(load_recipe("digits", {**TINY, "data": str(images), "clip_grad": 1.0, "micro_batch": 3}), root / "run")
+    return root / "run"
 
 
-@pytest.mark.parametrize("setting", ["fsdp=false", "fsdp=true"])
-def test_two_processes_train_as_one(one: tuple[Path, Path], tmp_path: Path, setting: str) -> None:
-    """Losses to 1e-5, with micro-batches, clipping and augmentation; and a run of two goes on in one."""
-    recipe, first = one
-    second = tmp_path / "two"
-    zoo_command("train", str(recipe), "-o", str(second), "--set", setting, processes=2)
-    for ours, theirs in zip(history(second), history(first), strict=True):
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+def test_two_processes_train_as_one(one: Path, tmp_path: Path, sharded: bool) -> None:
+    """Losses to 1e-5; a sharded run is taken up again from the state before the last."""
+    run, options = tmp_path / "two", ["--set", f"fsdp={str(sharded).lower()}"]
+    zoo_command("train", str(one / "run.yaml"), "-o", str(run), *options, processes=2)
+    if sharded:
+        max((run / "state").iterdir()).unlink()
+        (run / "last.safetensors").unlink()
+        output = zoo_command("train", "-o", str(run), "--resume", "auto", *options, processes=2)
+        assert "goes on at step 4, epoch 2" in output
+    for ours, theirs in zip(history(run), history(one), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
-    weights, expected = (load_file(path / "last.safetensors") for path in (second, first))
+    weights, expected = (load_file(path / "last.safetensors") for path in (run, one))
     torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-4)
-    shards = "--set", setting
-    options = ["--resume", "auto", *shards] if setting == "fsdp=false" else []
-    if options:
-        assert "top-1" in zoo_command("train", "-o", str(second), *options)
 
 
-def test_two_processes_validate_as_one(one: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+def test_two_processes_validate_as_one(one: Path, tmp_path: Path) -> None:
     """With a number of images that two batches of two processes do not divide."""
-    checkpoint, found = one[1] / "best.safetensors", []
-    for processes in (1, 2):
-        path = tmp_path / f"{processes}.json"
-        arguments = ["--data", str(folder), "-c", str(checkpoint), "-o", str(path), "--batch-size", "7", "--workers", "0"]
-        zoo_command("validate", *arguments, processes=processes)
-        found.append(json.loads(path.read_text()))
-    for result in found:
-        result.pop("images_per_second")
-        per_class = result.pop("per_class")
-        assert per_class == found[0].get("classes", per_class)
-    assert found[0] == pytest.approx(found[1], abs=1e-12)
-    assert found[0]["images"] == 48
+    data, checkpoint, path = one.parent / "images", str(one / "best.safetensors"), tmp_path / "two.json"
+    options = ["--data", str(data), "-c", checkpoint, "-o", str(path), "--batch-size", "7", "--workers", "0"]
+    zoo_command("validate", *options, processes=2)
+    found, task = json.loads(path.read_text()), Validation(str(data), batch_size=48, workers=0)
+    expected = validate(task, None, checkpoint)
+    for key in ("images_per_second", "main"):
+        found.pop(key, None)
+        expected.pop(key)
+    assert found.pop("per_class") == expected.pop("per_class")
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert found["images"] == 48

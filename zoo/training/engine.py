@@ -99,6 +99,7 @@ class Run:
             return
         self.progress, damaged = found
         self.problems.read()
+        self.parts.scheduler.step_update(max(self.progress.step - 1, 0))
         for text in damaged:
             self.say(f"passed over: {text}")
         self.say(f"goes on at step {self.progress.step}, epoch {self.epoch + 1}")

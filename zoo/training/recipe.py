@@ -18,7 +18,7 @@ from zoo.schema import Count, Index, Positive, Range, Rate, Size, check_mapping,
 RECIPE_DIR = CONFIG_DIR / "recipes"
 Share = Annotated[float, Range(0.0, 1.0)]
 Amount = Annotated[float, Range(0.0, 1e6)]
-NEVER_REPEATED = ("epochs", "workers", "micro_batch", "log_every", "save_steps")
+NEVER_REPEATED = ("epochs", "workers", "micro_batch", "log_every", "save_steps", "fsdp")
 """What a resumed run may have otherwise than the one it goes on from."""
 
 

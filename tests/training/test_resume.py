@@ -1,0 +1,164 @@
+"""Runs that are stopped, killed or run out of disk go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zoo.errors import CheckpointError, ConfigError
+from zoo.training import engine
+from zoo.training.engine import Interrupted, Run, train
+from zoo.training.recipe import Recipe
+from zoo.weights.verified import read_verified, write_verified
+
+CHANCE = {"ema": 0.9, "mixup": 0.4, "drop_rate": 0.2, "drop_path_rate": 0.3, "layer_decay": 0.9, "clip_grad": 1.0}
+"""Everything that draws random numbers or has a state of its own."""
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    names = sorted(path.name for path in one.iterdir())
+    assert sorted(path.name for path in other.iterdir()) == names
+    for name in ("last.safetensors", "best.safetensors"):
+        expected, found = load_file(one / name), load_file(other / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert (one / "history.csv").read_text() == (other / "history.csv").read_text()
+
+
+def test_a_stopped_run_goes_on_bit_equal(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch, and again at its last step, before its validation."""
+    recipe = tiny(**CHANCE)
+    train(recipe, tmp_path / "whole")
+    step = Run._step
+
+    def stopped(self: Run, batch: object) -> None:
+        self.interrupt.asked = self.progress.step in (2, 3)
+        step(self, batch)
+
+    monkeypatch.setattr(Run, "_step", stopped)
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="--resume auto"):
+            train(recipe, tmp_path / "parts", resume=True)
+    train(recipe, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    train(tiny(epochs=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume auto"):
+        train(tiny(epochs=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another recipe: .*lr: 0.002, now 0.1"):
+        train(tiny(epochs=1, lr=0.1), tmp_path / "run", resume=True)
+    before = load_file(tmp_path / "run" / "last.safetensors")
+    summary = train(tiny(epochs=1), tmp_path / "run", resume=True)  # nothing is left to do
+    assert summary["epochs"] == 1
+    assert all(torch.equal(before[key], value) for key, value in load_file(tmp_path / "run/last.safetensors").items())
+
+
+def test_a_damaged_state_is_passed_over(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe, said = tiny(), []
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "run")
+    last = max((tmp_path / "run" / "state").iterdir())
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    train(recipe, tmp_path / "run", resume=True, say=said.append)
+    assert "passed over" in said[0]
+    assert "is damaged" in said[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    for path in (tmp_path / "run" / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="no state of this run is whole"):
+        train(recipe, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("call", ["save_file", "flush", "os.replace"])
+def test_a_file_is_old_or_new_but_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = tmp_path / "state.safetensors"
+    write_verified(path, {"x": torch.zeros(3)}, {"step": "1"})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"zoo.weights.verified.{call}", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.* kept"):
+        write_verified(path, {"x": torch.ones(3)}, {"step": "2"})
+    monkeypatch.undo()
+    tensors, about = read_verified(path)
+    assert about["step"] == "1"
+    assert torch.equal(tensors["x"], torch.zeros(3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_three_stop(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, said = Run._step, []
+
+    def poisoned(self: Run, batch: object) -> None:
+        bad = self.progress.step in (1, 4, 5, 6)
+        step(self, batch._replace(images=batch.images * float("nan")) if bad else batch)
+
+    monkeypatch.setattr(engine.Run, "_step", poisoned)
+    with pytest.raises(ConfigError, match=r"3 steps in a row .* last good checkpoint is kept"):
+        train(tiny(), tmp_path / "run", say=said.append)
+    assert said[0].startswith("step 2: loss nan")
+    assert len(said) == 4
+    weights = load_file(tmp_path / "run" / "last.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_killed_at_any_moment_a_run_goes_on_bit_equal(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Twenty times, as kill -9 does: processes are forked, which skips the seconds that imports take."""
+    recipe = tiny(**CHANCE, epochs=12, save_steps=2)
+    start = time.perf_counter()
+    train(recipe, tmp_path / "whole")
+    longest, chance, kills = time.perf_counter() - start, random.Random(0), 0
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    code = "from tests.training.test_resume import _fork_and_kill; _fork_and_kill(*__import__('sys').argv[1:])"
+    moments = [str(chance.uniform(0.02, longest / 6)) for _ in range(20)]
+    command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), *moments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    kills = done.stdout.count("killed")
+    assert done.stdout.count("killed") == 20
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def _fork_and_kill(recipe: str, output: str, *moments: str) -> None:
+    """Run the recipe in forked processes and kill one at each of the moments, in seconds; then let one finish."""
+    from zoo.training.recipe import load_recipe
+
+    for moment in (*moments, None):
+        child = os.fork()
+        if child == 0:
+            try:
+                train(load_recipe(recipe), Path(output), resume=True)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if moment is not None:
+            time.sleep(float(moment))
+            os.kill(child, signal.SIGKILL)
+            print("killed")
+        _, status = os.waitpid(child, 0)
+    assert status == 0
