@@ -128,7 +128,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_equal(tiny: Callable[..., Recipe
     recipe = tiny(**CHANCE, epochs=12, save_steps=2)
     start = time.perf_counter()
     train(recipe, tmp_path / "whole")
-    longest, chance, kills = time.perf_counter() - start, random.Random(0), 0
+    longest, chance = time.perf_counter() - start, random.Random(0)
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     code = "from tests.training.test_resume import _fork_and_kill; _fork_and_kill(*__import__('sys').argv[1:])"
     moments = [str(chance.uniform(0.02, longest / 6)) for _ in range(20)]
@@ -136,7 +136,6 @@ def test_killed_at_any_moment_a_run_goes_on_bit_equal(tiny: Callable[..., Recipe
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    kills = done.stdout.count("killed")
     assert done.stdout.count("killed") == 20
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 

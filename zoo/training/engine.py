@@ -13,6 +13,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.training.evaluate import evaluate
 from zoo.training.interrupt import Interrupt
+from zoo.training.loading import NOTHING, Batch
 from zoo.training.metrics import Metrics
 from zoo.training.monitor import Monitor
 from zoo.training.problems import Problems
@@ -138,9 +139,11 @@ class Run:
         for batch in self.parts.train_loader:
             self._step(batch)
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: Batch) -> None:
         parts, progress = self.parts, self.progress
         self.problems.add(batch.notes)
+        if (batch.targets == NOTHING).any():
+            raise ConfigError(f"{self.recipe.data}: none of the training images can be read")
         flag = _TOO_BAD if self.problems.too_many() else _STOP if self.interrupt.asked else _GO_ON
         parts.scheduler.step_update(progress.step)
         outcome = self.stepper(batch, progress.step, flag)
