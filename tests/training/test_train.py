@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import zoo
 from tests.test_cli import run
-from tests.training.conftest import TINY, zoo_command
+from tests.training.conftest import zoo_command
 from zoo.errors import CheckpointError, ConfigError
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe, load_recipe
@@ -48,7 +48,7 @@ def test_everything_of_a_run_lies_in_its_folder(tiny: Maker, folder: Path, tmp_p
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     output = tmp_path / "run"
     text = run("train", str(tmp_path / "recipe.yaml"), "-o", str(output))
-    assert OUTPUTS == {path.name for path in output.iterdir()}
+    assert {path.name for path in output.iterdir()} == OUTPUTS
     for part in ("epoch 1/2", "loss", "lr", "images/s", "GiB", "s left", "top-1"):
         assert part in text
     assert load_recipe(output / "run.yaml") == recipe
@@ -183,6 +183,3 @@ def test_validation_of_a_plain_checkpoint(folder: Path, tmp_path: Path) -> None:
         arguments = "-m", "maxvit_rmlp_pico_rw_256", "-c", str(tmp_path / "weights.pth"), "--workers", "0"
         text = run("validate", "--data", str(folder), *arguments, fails=fails)
         assert ("no names for them" in text) == fails
-
-
-assert set(TINY) <= set(Recipe.__dataclass_fields__)

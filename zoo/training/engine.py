@@ -159,9 +159,7 @@ class Run:
             self.problems.check()
         if outcome.flag == _STOP:
             self._save_state()
-            raise Interrupted(
-                f"stopped at step {progress.step}; saved in {self.output}, --resume auto goes on from there"
-            )
+            raise Interrupted(f"stopped at step {progress.step}, saved in {self.output}; go on with --resume auto")
         if self.recipe.save_steps and progress.step % self.recipe.save_steps == 0:
             self._save_state()
 

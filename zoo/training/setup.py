@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.data import Mixup, create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -81,6 +82,7 @@ def make_accelerator(amp: str = "no", fsdp: bool = False) -> tuple[Accelerator, 
         raise ConfigError("amp is 'fp16', which needs a GPU; 'bf16' runs everywhere")
     if fsdp and not several:
         raise ConfigError("fsdp shards a model over processes and there is one: use torchrun or accelerate launch")
+    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     return Accelerator(mixed_precision=amp, cpu=cpu), fsdp
 
 
