@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ LEFT = 0.2
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty crops of each half of three photographs that dependencies ship: six classes."""
+    """Crops of each half of three photographs that dependencies ship: six classes, twenty crops for training, each four
+    times so that an epoch is four, and ten for validation."""
     folder, root = Path(sklearn.datasets.__file__).parent / "images", tmp_path_factory.mktemp("crops")
     portrait = get_sample_data("grace_hopper.jpg", asfileobj=False)
     photos = {"china": folder / "china.jpg", "flower": folder / "flower.jpg", "portrait": portrait}
@@ -35,12 +37,17 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture = Image.open(path).convert("RGB")
         middle = picture.width // 2
         for half in (0, 1):
-            (root / f"{name}_{half}").mkdir()
+            train_folder, held = (root / split / f"{name}_{half}" for split in ("train", "validation"))
+            train_folder.mkdir(parents=True)
+            held.mkdir(parents=True)
             for i in range(30):
                 x = int(generator.integers(0, middle - SIDE)) + half * middle
                 y = int(generator.integers(0, picture.height - SIDE))
                 crop = picture.crop((x, y, x + SIDE, y + SIDE)).resize((SMALL, SMALL))
-                crop.save(root / f"{name}_{half}" / f"{i}.png")
+                path = held / f"{i}.png" if i % 3 == 0 else train_folder / f"{i}.png"
+                crop.save(path)
+                for again in range(0 if i % 3 == 0 else 3):
+                    os.link(path, train_folder / f"{i}_{again}.png")
     return root
 
 
@@ -56,14 +63,14 @@ def checkpoint_of(family: str, folder: Path) -> str:
 @pytest.mark.usefixtures("one_thread")
 def test_finetuning_beats_a_probe_of_the_same_backbone(crops: Path, family: str, tmp_path: Path) -> None:
     common: dict[str, Any] = {"model": SMALLEST[family], "checkpoint": checkpoint_of(family, tmp_path)}
-    common |= {"data": str(crops), "img_size": 32, "batch_size": 16, "lr_base": 16, "val_share": 0.34, "workers": 0}
-    tuning = {"epochs": 8, "lr": 5e-4, "layer_decay": None, "auto_augment": None, "random_erasing": 0.0}
-    tuning |= {"warmup_epochs": 1, "crop_scale": [0.5, 1.0], "drop_path_rate": 0.0}
-    probe = train(load_recipe("linear-probe", {**common, "epochs": 4}), tmp_path / "probe")
+    common |= {"data": str(crops), "img_size": 32, "batch_size": 16, "lr_base": 16, "workers": 0}
+    tuning = {"epochs": 2, "lr": 5e-4, "layer_decay": None, "auto_augment": None, "random_erasing": 0.0}
+    tuning |= {"warmup_epochs": 0, "crop_scale": [0.5, 1.0], "drop_path_rate": 0.0}
+    probe = train(load_recipe("linear-probe", {**common, "epochs": 1}), tmp_path / "probe")
     tuned = train(load_recipe("finetune", {**common, **tuning}), tmp_path / "tuned")
     with (tmp_path / "tuned" / "history.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[1] < 0.9 * losses[0]
     assert tuned["top1"] > probe["top1"]
 
 

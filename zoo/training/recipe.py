@@ -44,7 +44,7 @@ class Recipe:
         optimizer, scheduler: names known to timm.
         lr: for `lr_base` images a step; scaled linearly with `batch_size`.
         min_lr, warmup_lr: at the end and at the start, scaled likewise.
-        warmup_epochs: of linear rise.
+        warmup_epochs: of linear rise; at most all epochs but one.
         weight_decay: of what the model's family decays; all of them were published with 0.05.
         layer_decay: factor of the learning rate from one block to the one before; None for none.
         clip_grad: largest norm of the gradient; None for any.

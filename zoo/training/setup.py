@@ -117,7 +117,7 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
         num_epochs=recipe.epochs,
         min_lr=recipe.min_lr * recipe.lr_scale,
         warmup_lr=recipe.warmup_lr * recipe.lr_scale,
-        warmup_epochs=recipe.warmup_epochs,
+        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
         step_on_epochs=False,
         updates_per_epoch=order.steps,
     )
@@ -159,8 +159,6 @@ def _check(recipe: Recipe, train: Split, processes: int, fsdp: bool) -> None:
         raise ConfigError("ema keeps a whole copy of the model, which fsdp is to avoid: use one of them")
     if fsdp and recipe.amp == "fp16":
         raise ConfigError("amp is 'fp16', which is not scaled under fsdp, expected 'bf16' or 'no'")
-    if recipe.warmup_epochs >= recipe.epochs:
-        raise ConfigError(f"warmup_epochs is {recipe.warmup_epochs}, expected fewer than the {recipe.epochs} epochs")
 
 
 def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: Accelerator) -> tuple[Backbone, str]:
