@@ -1,18 +1,20 @@
 """Times `zoo train` against timm's own training script, in turn, on the same images with the same model and settings.
 
-    python scripts/bench_training.py ../pytorch-image-models/train.py
+    python scripts/bench_training.py ../pytorch-image-models/train.py --csv benchmarks/training.csv
     python scripts/bench_training.py ../pytorch-image-models/train.py --model maxvit_tiny_tf_224 --size 128 --rounds 5
 
 The script of timm's repository (https://github.com/huggingface/pytorch-image-models) is not in its package: check out
-the release that is installed. Images are crops of photographs that scikit-learn ships. Both read them with two workers,
-crop, flip and jitter them, and take steps of AdamW; validation and start are not counted. The last line is how fast the
-workers alone are: faster than the model, if reading images is not what a step waits for.
+the release that is installed. It trains timm's model, and the zoo's too, which tells the loop from the model. Images
+are crops of photographs that scikit-learn ships. Both read them with two workers, crop, flip and jitter them, and take
+steps of AdamW; validation and start are not counted. The last column is how fast the workers alone are: faster than
+the model, if reading images is not what a step waits for.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -23,10 +25,16 @@ from typing import Annotated
 
 import numpy as np
 import sklearn.datasets
+import timm
 import typer
+from measure import append, setting
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 EPOCHS = 2
+WITH_ZOO = "import runpy, sys, zoo.timm_models; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+COLUMNS = ("zoo", "timm", "timm_zoo_model", "ratio", "ratio_zoo_model", "pipeline")
 
 
 def main(
@@ -37,22 +45,29 @@ def main(
     images: Annotated[int, typer.Option(min=32, help="Of an epoch.")] = 160,
     workers: Annotated[int, typer.Option(min=0)] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="A row is appended.")] = None,
 ) -> None:
-    """Print images per second of both, the median ratio, and the rate of the data pipeline."""
+    """Print median images per second, median ratios of the rounds, and the rate of the workers alone."""
+    rates = []
     with TemporaryDirectory() as temporary:
         root = Path(temporary)
-        write_crops(root / "images", images, 2 * size)
-        ratios = []
+        data = root / "images"
+        write_crops(data, images, 2 * size)
         for i in range(rounds):
-            theirs = timm_rate(timm_script, root / "images", root / f"timm{i}", model, size, batch, workers)
-            ours = zoo_rate(root / "images", root / f"zoo{i}", model, size, batch, workers)
-            ratios.append(ours / theirs)
-            print(
-                f"round {i + 1}: zoo {ours:.1f} images/s, timm {theirs:.1f} images/s, ratio {ratios[-1]:.2f}",
-                flush=True,
+            common = data, root / str(i), model, size, batch, workers
+            rates.append(
+                (zoo_rate(*common), timm_rate(timm_script, *common), timm_rate(timm_script, *common, own=True))
             )
-        print(f"median ratio {statistics.median(ratios):.2f}")
-        print(f"{workers} workers alone: {pipeline_rate(root / 'images', size, batch, workers):.0f} images/s")
+        alone = pipeline_rate(data, size, batch, workers)
+    found = [statistics.median(column) for column in zip(*rates, strict=True)]
+    found += [statistics.median(ours / row[i] for ours, *row in rates) for i in (0, 1)]
+    row = dict(zip(COLUMNS, (round(value, 2) for value in (*found, alone)), strict=True))
+    table = Table(*COLUMNS, title=f"{model}, {size} pixels, batch {batch}, images/s")
+    table.add_row(*map(str, row.values()))
+    Console().print(table)
+    if csv_file is not None:
+        about = {"model": model, "size": size, "batch": batch, "workers": workers}
+        append(csv_file, [{**setting("cpu", timm=timm.__version__), **about, **row}])
 
 
 def write_crops(root: Path, count: int, side: int) -> None:
@@ -69,58 +84,30 @@ def write_crops(root: Path, count: int, side: int) -> None:
 
 def zoo_rate(data: Path, output: Path, model: str, size: int, batch: int, workers: int) -> float:
     """Images per second of all steps, from the summary of the run."""
-    settings = [
-        "hflip=0.5",
-        "color_jitter=0.4",
-        "auto_augment=null",
-        "random_erasing=0",
-        "layer_decay=null",
-        "log_every=1",
-    ]
-    options = ["--img-size", size, "--batch-size", batch, "--epochs", EPOCHS, "--workers", workers, "--lr", 1e-4]
-    chosen = [part for text in [*settings, "warmup_epochs=0", "clip_grad=null"] for part in ("--set", text)]
-    command = [
-        sys.executable,
-        "-m",
-        "zoo",
-        "train",
-        "finetune",
-        "-m",
-        model,
-        "-d",
-        data,
-        "-o",
-        output,
-        *options,
-        *chosen,
-    ]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    return json.loads((output / "summary.json").read_text())["images_per_second"]
+    command = f"zoo train finetune -m {model} -d {data} -o {output}/zoo --img-size {size} --batch-size {batch}"
+    command += f" --epochs {EPOCHS} --workers {workers} --lr 1e-4"
+    for change in ("auto_augment=null", "random_erasing=0", "layer_decay=null", "warmup_epochs=0", "clip_grad=null"):
+        command += f" --set {change}"
+    call(f"-m {command} --set color_jitter=0.4 --set log_every=1")
+    return json.loads((output / "zoo" / "summary.json").read_text())["images_per_second"]
 
 
-def timm_rate(script: Path, data: Path, output: Path, model: str, size: int, batch: int, workers: int) -> float:
-    """Images per second of all steps, from the times that the script logs."""
-    options = [
-        "--num-classes",
-        2,
-        "--img-size",
-        size,
-        "-b",
-        batch,
-        "--epochs",
-        EPOCHS,
-        "-j",
-        workers,
-        "--device",
-        "cpu",
-    ]
-    options += ["--opt", "adamw", "--lr", 1e-4, "--weight-decay", 0.05, "--smoothing", 0.1, "--log-interval", 1]
-    options += ["--warmup-epochs", 0, "--output", output, "--hflip", 0.5, "--color-jitter", 0.4, "--drop-path", 0.1]
-    command = [sys.executable, script, "--data-dir", data, "--model", model, *options]
-    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-    log = done.stdout + done.stderr
-    seconds = [float(found) for found in re.findall(r"Train: .*?Time: +([\d.]+)s", log)]
+def timm_rate(
+    script: Path, data: Path, output: Path, model: str, size: int, batch: int, workers: int, own: bool = False
+) -> float:
+    """Images per second of all steps, from the times that the script logs; `own` for the zoo's model."""
+    command = f"-c {shlex.quote(WITH_ZOO)} {script} --model zoo_{model}" if own else f"{script} --model {model}"
+    command += f" --data-dir {data} --output {output} --img-size {size} -b {batch} -j {workers}"
+    command += f" --epochs {EPOCHS} --num-classes 2 --device cpu --opt adamw --lr 1e-4 --weight-decay 0.05"
+    command += " --smoothing 0.1 --log-interval 1 --warmup-epochs 0 --hflip 0.5 --color-jitter 0.4 --drop-path 0.1"
+    seconds = [float(found) for found in re.findall(r"Train: .*?Time: +([\d.]+)s", call(command))]
     return batch * len(seconds) / sum(seconds)
+
+
+def call(arguments: str) -> str:
+    """What Python prints when it is called so."""
+    command = [sys.executable, *shlex.split(arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 def pipeline_rate(data: Path, size: int, batch: int, workers: int) -> float:

@@ -14,6 +14,8 @@ from zoo.errors import ConfigError
 
 STOPPED = 130
 """The exit status after Ctrl-C."""
+MOST_CLASSES = 100
+"""In a table."""
 
 
 Option = typer.Option
@@ -76,22 +78,39 @@ def validate(
         needs("accelerate", "accelerate")
         from zoo.training.validate import Validation, validate
 
-        report = output.with_suffix(".images.csv") if output else Path("images.csv")
+        report = output.with_suffix(".images.csv") if output else None
         task = Validation(data, split, classes, batch_size, workers, amp, tta, real, report)
         found = validate(task, model, checkpoint, pretrained)
-        if not found.pop("main"):
+        if not _leave():
             return
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    table = Table("class", "top-1 (%)", title=data)
-    for name, value in found.pop("per_class").items():
-        table.add_row(name, f"{value:.2f}")
-    console.print(table)
+    per_class = found.pop("per_class")
+    if len(per_class) <= MOST_CLASSES:
+        table = Table("class", "top-1 (%)", title=data)
+        for name, value in per_class.items():
+            table.add_row(name, f"{value:.2f}")
+        console.print(table)
+    elif not output:
+        console.print(f"accuracy for each of the {len(per_class)} classes: pass --output FILE.json")
     table = Table(show_header=False)
     for key, value in found.items():
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
     console.print(table)
+    if found["unreadable_images"]:
+        where = f"they are listed in {report}" if report else "pass --output FILE.json for their names"
+        console.print(f"some images cannot be read: {where}", highlight=False)
+
+
+def _leave() -> bool:
+    """Wait for the other processes, which need this one's connections; whether this is the one that prints."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return state.is_main_process
 
 
 def _train(
@@ -114,9 +133,10 @@ def _train(
     try:
         summary = train(recipe, folder, resume == "auto", lambda text: console.print(text, highlight=False))
     except Interrupted as stopped:
+        summary = None
         console.print(str(stopped), highlight=False)
-        return None
-    _print_summary(summary, folder)
+    if _leave() and summary:
+        _print_summary(summary, folder)
     return summary
 
 

@@ -51,6 +51,13 @@ def _turned(path: Path) -> None:
     _photo().save(path, exif=exif)
 
 
+def _bad_metadata(path: Path) -> None:
+    """A photo whose EXIF data are cut off; its pixels are whole."""
+    _turned(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Exif\x00\x00MM\x00*\x00\x00\x00\x08", b"Exif\x00\x00MM\x00*\xff\xff\xff\x08"))
+
+
 UNREADABLE: dict[str, Callable[[Path], None]] = {
     "empty.jpg": lambda path: path.write_bytes(b""),
     "text.jpg": lambda path: path.write_text("not a picture"),
@@ -59,11 +66,13 @@ UNREADABLE: dict[str, Callable[[Path], None]] = {
     "bomb.png": _bomb,
     "zeros.jpg": lambda path: path.write_bytes(bytes(5000)),
     "link.jpg": lambda path: path.symlink_to("nowhere.jpg"),
+    "empty.webp": lambda path: path.write_bytes(b""),
 }
 UNUSUAL: dict[str, Callable[[Path], None]] = {
     "cmyk.jpg": lambda path: _photo().convert("CMYK").save(path),
     "grey16.png": lambda path: Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(path),
     "animated.png": lambda path: _photo().save(path, save_all=True, append_images=[_photo().rotate(90)]),
+    "animated.gif": lambda path: _photo().save(path, save_all=True, append_images=[_photo().rotate(90)]),
     "turned.jpg": _turned,
     "transparent.png": lambda path: _photo().convert("RGBA").save(path),
 }
@@ -86,6 +95,15 @@ def test_unusual(tmp_path: Path, name: str) -> None:
     assert len(notes) == 1
     assert image.size == {"turned.jpg": (24, 32), "grey16.png": (9, 9)}.get(name, (32, 24))
     assert name != "grey16.png" or image.getpixel((4, 4)) == (156, 156, 156)
+
+
+def test_damaged_metadata_are_no_damaged_picture(tmp_path: Path) -> None:
+    _bad_metadata(tmp_path / "photo.jpg")
+    with (tmp_path / "photo.jpg").open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, notes = decode(file)
+    assert image.size == (32, 24)
+    assert not notes
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import TINY
 from zoo.errors import CheckpointError, ConfigError
 from zoo.training import engine
 from zoo.training.engine import Interrupted, Run, train
+from zoo.training.loading import ImageSet
 from zoo.training.recipe import Recipe
 from zoo.weights.verified import read_verified, write_verified
 
@@ -119,6 +121,33 @@ def test_a_loss_that_is_not_finite_is_skipped_and_three_stop(
     assert len(said) == 4
     weights = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_skipped_step_leaves_the_statistics_of_batch_norms(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run._step
+
+    def poisoned(self: Run, batch: object) -> None:
+        bad = self.progress.step == 1
+        step(self, batch._replace(images=batch.images * float("nan")) if bad else batch)
+
+    monkeypatch.setattr(engine.Run, "_step", poisoned)
+    stem = {"type": "conv", "layers": [{"kernel": 4, "stride": 4, "padding": 0, "norm": "batchnorm"}]}
+    overrides = {**TINY["overrides"], "stem": stem}
+    summary = train(tiny(overrides=overrides, epochs=1), tmp_path / "run")
+    assert summary["skipped_steps"] == 1
+    weights = load_file(tmp_path / "run" / "last.safetensors")
+    assert any("running_var" in name for name in weights)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_killed_reader_is_explained(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageSet, "_read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ConfigError, match=r"a process that reads images has ended .*--workers"):
+        train(tiny(workers=1), tmp_path / "run")
 
 
 @pytest.mark.slow

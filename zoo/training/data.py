@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from timm.data.readers import create_reader
+from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions, set_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
@@ -20,6 +22,8 @@ from zoo.training.shards import ShardReader, is_webdataset, tar_files
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "test")
 HUGGING_FACE = "hfds/"
+EXTENSIONS = (".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+"""Of images, beside those that timm's readers look for: as torchvision's, and animations."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def _read(data: str, split: str | None) -> Split:
     """All images of one split, under the classes that it has."""
     place = data if split is None else f"{data}, {split}"
     try:
-        reader = _reader(data, split)
+        with _all_extensions():
+            reader = _reader(data, split)
     except (RuntimeError, AssertionError, ValueError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -164,6 +169,17 @@ def _read(data: str, split: str | None) -> Split:
     if not len(targets):
         raise ConfigError(f"{place}: has no images")
     return Split(reader, np.arange(len(targets)), targets, classes)
+
+
+@contextmanager
+def _all_extensions() -> Iterator[None]:
+    """Within this context timm's readers look for `EXTENSIONS` too."""
+    before = get_img_extensions()
+    add_img_extensions(EXTENSIONS)
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
 
 
 def _reader(data: str, split: str | None) -> Reader:

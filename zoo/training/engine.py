@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
 from zoo.training.evaluate import evaluate
@@ -58,7 +60,7 @@ def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str
         write_text(output / RECIPE, recipe.to_yaml())
     if resume:
         run.go_on()
-    with Interrupt() as run.interrupt, ExitStack() as run.closing:
+    with Interrupt() as run.interrupt, ExitStack() as run.closing, _readers_explained():
         return run.finish() if run.done else run.train()
 
 
@@ -74,6 +76,20 @@ def _claim(recipe: Recipe, output: Path, resume: bool) -> None:
             raise ConfigError(f"{output}: holds a run of another recipe: {'; '.join(changed)}")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def _readers_explained() -> Iterator[None]:
+    """Say what it means when a process that reads images is killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ConfigError(
+            f"a process that reads images has ended ({error}): memory, or shared memory in a container, may have run "
+            "out. Pass --workers with a smaller number, and --resume auto to go on from the last state."
+        ) from error
 
 
 class Run:
@@ -182,6 +198,9 @@ class Run:
     def _validate(self) -> Metrics:
         parts = self.parts
         model = parts.ema.module if parts.ema is not None else parts.backbone
+        if parts.accelerator.num_processes > 1:
+            for module in {parts.backbone, model}:
+                distribute_bn(module, parts.accelerator.num_processes, reduce=True)
         metrics, notes = evaluate(model, parts.validation_loader, len(parts.train.classes), parts.accelerator)
         self.problems.add(notes)
         self.problems.gather()

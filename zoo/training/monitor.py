@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -99,8 +98,7 @@ def _display() -> Display:
 
 
 def _memory() -> str:
-    """The most memory so far: of the GPU, or of this process."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{most / 2**30:.1f} GiB"
+    """The most memory of the GPU so far, or what this process holds."""
+    cuda = torch.cuda.is_available()
+    held = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+    return f"{held / 2**30:.1f} GiB"

@@ -18,12 +18,12 @@ class Problems:
     """Notes of files, each once, over all processes.
 
     Args:
-        path: of the report, a CSV that is there when there is something to report.
+        path: of the report, a CSV that is there when there is something to report; None for no report.
         images: how many there are.
         most: share of them that may be unreadable.
     """
 
-    def __init__(self, path: Path, images: int, most: float) -> None:
+    def __init__(self, path: Path | None, images: int, most: float) -> None:
         self.path, self.images, self.most = path, images, most
         self.notes: dict[str, dict[str, bool]] = {}
 
@@ -69,7 +69,7 @@ class Problems:
 
     def write(self) -> None:
         """Write the report, if there is anything to report."""
-        if not self.notes:
+        if not self.notes or self.path is None:
             return
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")

@@ -63,7 +63,8 @@ class ShardReader(Reader):
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         shard, offset, size = self.places[index].tolist()
         with open(self.paths[shard], "rb") as file:
-            return io.BytesIO(os.pread(file.fileno(), size, offset)), int(self.targets[index])
+            file.seek(offset)
+            return io.BytesIO(file.read(size)), int(self.targets[index])
 
     def __len__(self) -> int:
         return len(self.names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.errors import ConfigError
 from zoo.training.loading import Batch
@@ -36,6 +37,8 @@ class Stepper:
         self.parts = parts
         share = parts.recipe.batch_size // parts.accelerator.num_processes
         self.micro = min(parts.recipe.micro_batch or share, share)
+        norms = [module for module in parts.backbone.modules() if isinstance(module, _BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def __call__(self, batch: Batch, step: int, flag: int = 0) -> Outcome:
         """One step on the batch of this process.
@@ -54,6 +57,7 @@ class Stepper:
         seed_all(parts.recipe.seed, step, accelerator.process_index)
         if parts.mixup is not None:
             images, targets = parts.mixup(images, targets)
+        before = [buffer.clone() for buffer in self.statistics]
         loss = self._backward(images, targets, step)
         norm = self._clip()
         told = torch.stack([loss.double(), torch.tensor(float(flag), dtype=torch.float64, device=loss.device)])
@@ -63,12 +67,21 @@ class Stepper:
         mean, highest = told.tolist()
         overflow = accelerator.scaler is not None  # which skips steps by itself
         taken = torch.isfinite(told[0]).item() and (overflow or torch.isfinite(norm).item())
-        if taken:
-            parts.optimizer.step()
+        self._take(step) if taken else self._skip(before)
         parts.optimizer.zero_grad()
-        if taken and parts.ema is not None:
-            parts.ema.update(parts.backbone, step)
         return Outcome(mean, norm.item(), int(highest), taken)
+
+    def _take(self, step: int) -> None:
+        self.parts.optimizer.step()
+        if self.parts.ema is not None:
+            self.parts.ema.update(self.parts.backbone, step)
+
+    def _skip(self, before: list[torch.Tensor]) -> None:
+        """Leave everything as before the step, the statistics of batch norms too."""
+        for buffer, value in zip(self.statistics, before, strict=True):
+            buffer.copy_(value)
+        if self.parts.accelerator.scaler is not None:  # which has unscaled the gradients, and would not again
+            self.parts.accelerator.scaler.update()
 
     def _backward(self, images: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
         """Gradients of the mean loss over the batch of this process, and that loss; in smaller parts if need be."""

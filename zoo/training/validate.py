@@ -34,7 +34,7 @@ class Validation:
         amp: "no", "bf16" or "fp16".
         tta: average over an image and its mirror image.
         real: also count with the ReaL labels of ImageNet, https://arxiv.org/abs/2006.07159.
-        report: where unreadable and unusual files are listed.
+        report: where unreadable and unusual files are listed; None for nowhere.
     """
 
     data: str
@@ -45,7 +45,7 @@ class Validation:
     amp: str = "no"
     tta: bool = False
     real: bool = False
-    report: Path = Path("images.csv")
+    report: Path | None = None
 
 
 def validate(task: Validation, name: str | None, checkpoint: str | None, pretrained: bool = False) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
     speed = len(split) / (time.perf_counter() - start)
     about = {"unreadable_images": len(problems.unreadable()), "images_per_second": speed}
     found = {key: value for key, value in zip(classes, metrics.per_class(), strict=True) if value is not None}
-    return {**metrics.result(), **about, "per_class": found, "main": accelerator.is_main_process}
+    return {**metrics.result(), **about, "per_class": found}
 
 
 def _classes(model: nn.Module, task: Validation) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from timm.data import resolve_data_config
 from torch import nn
 from torchvision.transforms.functional import normalize, pil_to_tensor
@@ -68,29 +68,38 @@ def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise ImageError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
-                notes = _unusual(image)
-                upright = ImageOps.exif_transpose(image)
-                return _to_rgb(upright), notes
+                turned = _is_turned(image)
+                notes = _unusual(image, turned)
+                return _to_rgb(ImageOps.exif_transpose(image) if turned else image), notes
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise ImageError(_reason(file, error)) from error
 
 
-def _unusual(image: Image.Image) -> tuple[str, ...]:
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data say so; damaged ones say nothing."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # Pillow raises many kinds for damaged metadata
+        return False
+
+
+def _unusual(image: Image.Image, turned: bool) -> tuple[str, ...]:
     """In words: what other readers may see differently."""
     notes = [f"{image.mode} colours"] if image.mode in ("CMYK", "LAB", "YCbCr", "HSV") else []
     notes += ["16-bit or more"] if image.mode.startswith(("I", "F")) else []
     notes += ["transparent"] if image.has_transparency_data else []
-    notes += ["animated: first frame"] if getattr(image, "n_frames", 1) > 1 else []
-    notes += ["turned by EXIF"] if image.getexif().get(0x0112, 1) not in (0, 1) else []
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a photo with a preview
+    notes += ["animated: first frame"] if animated else []
+    notes += ["turned by EXIF"] if turned else []
     return tuple(notes)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float32)
-        most = 65535 if values.max(initial=0) > 255 else 255
+        most = 65535 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
         image = Image.fromarray((values.clip(0, most) * (255 / most)).round().astype(np.uint8))
     return image.convert("RGB")
 
