@@ -59,7 +59,7 @@ def tiny(folder: Path) -> Callable[..., Recipe]:
 def zoo_command(*arguments: str, processes: int = 1, fails: bool = False) -> str:
     """The output of `zoo` with these arguments, run by one process or by several with torchrun."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, *launch, "-m", "zoo", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr

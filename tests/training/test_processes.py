@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.training.conftest import TINY, write_images, zoo_command
@@ -16,6 +17,25 @@ from zoo.training.recipe import load_recipe
 from zoo.training.validate import Validation, validate
 
 pytestmark = pytest.mark.slow
+EVERY_OPERATION = """
+- dim: 24
+  depth: 5
+  attn:
+    cycle:
+      - {type: window, norm: layernorm, head_dim: 12, size: 4, pos_bias: table}
+      - {type: window, norm: layernorm, head_dim: 12, size: 4, interval: grid, pos_bias: mlp}
+      - {type: neighborhood, norm: layernorm, head_dim: 12, size: 3, dilation: 2}
+      - {type: routing, norm: layernorm, head_dim: 12, regions: 2, topk: 2}
+      - {type: aggregated, norm: layernorm, head_dim: 12, pool: 2, pretrained: 8, trained: 8}
+- dim: 32
+  depth: 4
+  attn:
+    cycle:
+      - {type: channel, norm: layernorm, head_dim: 16}
+      - {type: hilo, norm: layernorm, head_dim: 16, alpha: 0.5}
+      - {type: cosine, norm: layernorm, head_dim: 16, pretrained: 4, trained: 4}
+      - {type: global, norm: layernorm, head_dim: 16, lepe: values}
+"""
 
 
 def history(folder: Path) -> list[list[float]]:
@@ -25,10 +45,14 @@ def history(folder: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run in one process, with micro-batches, clipping and augmentation."""
+    """The output of a run in one process: every attention operation, micro-batches, clipping and augmentation.
+
+    SGD, because Adam makes steps of one size of gradients that are nothing but rounding.
+    """
     root = tmp_path_factory.mktemp("one")
-    images = write_images(root / "images")
-    train(load_recipe("digits", {**TINY, "data": str(images), "clip_grad": 1.0, "micro_batch": 3}), root / "run")
+    overrides = {**TINY["overrides"], "stages": yaml.safe_load(EVERY_OPERATION)}
+    changes = {**TINY, "overrides": overrides, "data": str(write_images(root / "images"))}
+    train(load_recipe("digits", {**changes, "clip_grad": 1.0, "micro_batch": 3, "optimizer": "sgd", "lr": 0.1}), root / "run")
     return root / "run"
 
 

@@ -68,6 +68,7 @@ def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise ImageError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
+                image.load()
                 turned = _is_turned(image)
                 notes = _unusual(image, turned)
                 return _to_rgb(ImageOps.exif_transpose(image) if turned else image), notes
