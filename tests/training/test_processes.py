@@ -52,7 +52,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
     overrides = {**TINY["overrides"], "stages": yaml.safe_load(EVERY_OPERATION)}
     changes = {**TINY, "overrides": overrides, "data": str(write_images(root / "images"))}
-    train(load_recipe("digits", {**changes, "clip_grad": 1.0, "micro_batch": 3, "optimizer": "sgd", "lr": 0.1}), root / "run")
+    train(
+        load_recipe("digits", {**changes, "clip_grad": 1.0, "micro_batch": 3, "optimizer": "sgd", "lr": 0.1}),
+        root / "run",
+    )
     return root / "run"
 
 
