@@ -79,7 +79,7 @@ def test_finetuning_beats_the_probe_that_it_starts_from(crops: Path, family: str
     common: dict[str, Any] = {"data": str(crops), "batch_size": 16, "lr_base": 16, "workers": 0}
     start = {"model": SMALLEST[family], "checkpoint": checkpoint_of(family, scratch), "img_size": 32}
     probe = train(load_recipe("linear-probe", {**common, **start, "epochs": 2}), scratch / "probe")
-    tuning = {"model": str(scratch / "probe" / "best.safetensors"), "epochs": 2, "warmup_epochs": 0, "lr": 5e-5}
+    tuning = {"model": str(scratch / "probe" / "best.safetensors"), "epochs": 3, "warmup_epochs": 0, "lr": 5e-5}
     tuning |= {"layer_decay": None, "auto_augment": None, "random_erasing": 0.0, "crop_scale": [0.5, 1.0]}
     tuned = train(load_recipe("finetune", {**common, **tuning, "drop_path_rate": 0.0}), scratch / "tuned")
     with (scratch / "tuned" / "history.csv").open() as file:
