@@ -28,7 +28,7 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 def create_model(
-    name: str | None = None,
+    name: str,
     pretrained: bool = False,
     *,
     checkpoint: str | PathLike[str] | StateDict | None = None,
@@ -50,7 +50,7 @@ def create_model(
         name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights),
             a configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), a place that `zoo weights
             publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder"), or a checkpoint of
-            `zoo train` ("best.safetensors"). None for what `checkpoint` says of itself.
+            `zoo train` ("best.safetensors").
         pretrained: load the variant's published weights, downloaded and converted the first time.
         checkpoint: a file or state dict to load instead, in any published form of the variant. With another
             number of classes the classifier is drawn anew; with other channels the first convolution is adapted. Of a
@@ -78,10 +78,6 @@ def create_model(
         CheckpointError: if weights cannot be had, read or fitted.
     """
     described: dict[str, Any] = {}
-    if name is None:
-        if not isinstance(checkpoint, str | PathLike):
-            raise ConfigError("create_model needs the name of a model, or a checkpoint file that says what it is of")
-        name, checkpoint = str(checkpoint), None
     if stored.is_stored(name):
         if checkpoint is not None:
             raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import zoo
 from tests.test_cli import run
 from tests.training.conftest import zoo_command
-from zoo.errors import CheckpointError, ConfigError
+from zoo.errors import CheckpointError
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe, load_recipe
 
@@ -62,6 +62,12 @@ def test_everything_of_a_run_lies_in_its_folder(tiny: Maker, folder: Path, tmp_p
     assert "red" in run("predict", picture, "-m", str(output / "best.safetensors"))
 
 
+def _unnamed(tmp_path: Path) -> Path:
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    return path
+
+
 def _classes(tmp_path: Path) -> Path:
     path = tmp_path / "classes.txt"
     path.write_text("red\ngreen\nblue\n")
@@ -71,7 +77,7 @@ def _classes(tmp_path: Path) -> Path:
 def test_a_checkpoint_says_what_it_is(tiny: Maker, tmp_path: Path) -> None:
     train(tiny(epochs=1), tmp_path / "run")
     path = tmp_path / "run" / "best.safetensors"
-    model = zoo.create_model(checkpoint=path).eval()
+    model = zoo.create_model(str(path)).eval()
     assert model.num_classes == 3
     assert tuple(model.pretrained_cfg["label_names"]) == ("blue", "green", "red")
     assert model.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
@@ -85,9 +91,9 @@ def test_a_checkpoint_says_what_it_is(tiny: Maker, tmp_path: Path) -> None:
     data[-7] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="is damaged"):
-        zoo.create_model(checkpoint=path)
-    with pytest.raises(ConfigError, match="needs the name of a model"):
-        zoo.create_model()
+        zoo.create_model(str(path))
+    with pytest.raises(CheckpointError, match="does not say which model it is of"):
+        zoo.create_model(str(_unnamed(tmp_path)))
 
 
 def test_a_model_of_ones_own_and_from_there_on(tiny: Maker, tmp_path: Path) -> None:
@@ -97,7 +103,7 @@ def test_a_model_of_ones_own_and_from_there_on(tiny: Maker, tmp_path: Path) -> N
     train(tiny(model=str(mine), overrides={}, epochs=1), tmp_path / "first")
     mine.unlink()
     best = tmp_path / "first" / "best.safetensors"
-    assert zoo.create_model(checkpoint=best).config.family == "davit"
+    assert zoo.create_model(str(best)).config.family == "davit"
     few = tmp_path / "few.txt"
     few.write_text("red\nblue\n")
     changes = {"model": str(best), "overrides": {}, "epochs": 1, "classes": str(few), "freeze": "backbone"}
@@ -105,7 +111,7 @@ def test_a_model_of_ones_own_and_from_there_on(tiny: Maker, tmp_path: Path) -> N
     before, after = load_file(best), load_file(tmp_path / "second" / "last.safetensors")
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {"head.fc.weight", "head.fc.bias"}
-    assert zoo.create_model(checkpoint=tmp_path / "second" / "best.safetensors").num_classes == 2
+    assert zoo.create_model(str(tmp_path / "second" / "best.safetensors")).num_classes == 2
 
 
 def test_micro_batches_change_nothing_and_are_found(

@@ -43,7 +43,7 @@ def load_classifier(
         ConfigError: for an unknown name.
     """
     if name is None and checkpoint is not None and describes_itself(Path(checkpoint)):
-        return create_model(checkpoint=checkpoint).eval()
+        return create_model(str(checkpoint)).eval()
     name = name or DEFAULT
     if checkpoint is None and is_stored(name):
         return create_model(name).eval()
