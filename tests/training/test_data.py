@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -58,6 +59,19 @@ def test_tar_files_and_shards_hold_what_folders_hold(tiny: Maker, folder: Path, 
     assert everything(tiny(data=str(tmp_path / "tars"))) == expected
     write_shards(folder, tmp_path / "shards")
     assert everything(tiny(data=str(tmp_path / "shards"))) == expected
+
+
+@pytest.mark.slow
+def test_hugging_face_sees_what_folders_hold(tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for seed, split in enumerate(("train", "validation")):
+        write_images(tmp_path / "images" / split, 4, seed=seed)
+    folders, hub = (open_splits(tiny(data=f"{prefix}{tmp_path / 'images'}", batch_size=6)) for prefix in ("", "hfds/"))
+    for expected, found in zip(folders, hub, strict=True):
+        assert pixels(found) == pixels(expected)
+        assert found.classes == expected.classes
+    with pytest.raises(ConfigError, match="cannot be read as a data set: Unknown split"):
+        open_splits(tiny(data=f"hfds/{tmp_path / 'images'}", val_split="dev"))
 
 
 def write_shards(folder: Path, root: Path) -> None:
