@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.training.conftest import write_images
 from zoo.errors import ConfigError
@@ -104,6 +104,23 @@ def test_damaged_metadata_are_no_damaged_picture(tmp_path: Path) -> None:
         image, notes = decode(file)
     assert image.size == (32, 24)
     assert not notes
+
+
+def test_an_image_that_cannot_be_transformed_is_passed_over(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, posterize = [], ImageOps.posterize
+
+    def fails(image: Image.Image, bits: int) -> Image.Image:
+        if not odd:
+            odd.append(image)
+            raise ValueError("bits must be between 1 and 8")
+        return posterize(image, bits)
+
+    monkeypatch.setattr(ImageOps, "posterize", fails)
+    summary = train(tiny(auto_augment="rand-m5-n15-inc1", workers=0, epochs=1), tmp_path / "run")
+    assert summary["unreadable_images"] == 1
+    assert "cannot be transformed: bits must be" in (tmp_path / "run" / "images.csv").read_text()
 
 
 @pytest.mark.slow

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
+from zoo.training.augmentation import training_transform
 from zoo.training.metrics import Metrics
+from zoo.training.randomness import drawn_from
 from zoo.training.recipe import load_recipe, parse_setting, recipes
 
 NEEDED = {"model": "davit_tiny", "data": "images"}
@@ -78,3 +82,17 @@ def test_metrics_are_what_they_are_called() -> None:
     assert found["calibration_error"] == pytest.approx(error, rel=1e-4)
     for label, value in enumerate(metrics.per_class()):
         assert value == pytest.approx(100 * (guess == label)[targets == label].double().mean().item())
+
+
+POLICIES = ("rand-m10-n4-inc1", "rand-m10-n4", "rand-m9-mstd0.5-inc1", "original", "v0", "augmix-m10")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_augmentation_runs_at_every_strength(policy: str) -> None:
+    recipe = load_recipe("scratch", {"model": "davit_tiny", "data": "none", "auto_augment": policy})
+    config = {"input_size": (3, 24, 24), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    transform = training_transform(recipe, config)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8))
+    for seed in range(150):
+        with drawn_from(seed):
+            assert transform(image).shape == (3, 24, 24)

@@ -1,4 +1,4 @@
-"""Images to batches: transforms of timm, an order that can be taken up anywhere, unreadable images passed over."""
+"""Images to batches: an order that can be taken up anywhere, unreadable images passed over."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.training.data import Split
 from zoo.training.randomness import drawn_from, mix
-from zoo.training.recipe import Recipe
 from zoo.vision.images import ImageError, decode
 
 NOTHING = -1
@@ -54,10 +52,20 @@ class ImageSet(Dataset):
         tries = 0 if position == NOTHING else 1 if self.seed is None else len(self.split)
         for place in (position + i for i in range(tries)):
             place %= len(self.split)
-            if (image := self._read(place, notes)) is not None:
-                with drawn_from(self.seed or 0, epoch, position):
-                    return self.transform(image), int(self.split.targets[place]), place, notes
+            with drawn_from(self.seed or 0, epoch, position):
+                if (pixels := self._pixels(place, notes)) is not None:
+                    return pixels, int(self.split.targets[place]), place, notes
         return torch.zeros(3, *self.size), NOTHING, NOTHING, notes
+
+    def _pixels(self, place: int, notes: list[Note]) -> torch.Tensor | None:
+        """The transformed image; None, with a note, if there is none to be had."""
+        if (image := self._read(place, notes)) is None:
+            return None
+        try:
+            return self.transform(image)
+        except Exception as error:  # whatever it is, it must not end a run after hours
+            notes.append(Note(self.split.name(place), False, f"cannot be transformed: {error}"))
+            return None
 
     def _read(self, place: int, notes: list[Note]) -> Image.Image | None:
         try:
@@ -113,23 +121,6 @@ class ValidationOrder(Sampler):
 
     def __len__(self) -> int:
         return -(-self.count // (self.world * self.batch_size))
-
-
-def training_transform(recipe: Recipe, input_config: dict[str, Any]) -> Any:
-    """timm's augmentation for a recipe; `input_config` as of `resolve_model_data_config`."""
-    return create_transform(
-        input_config["input_size"],
-        is_training=True,
-        scale=recipe.crop_scale,
-        ratio=recipe.crop_ratio,
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter or None,
-        auto_augment=recipe.auto_augment,
-        re_prob=recipe.random_erasing,
-        interpolation=input_config["interpolation"],
-        mean=input_config["mean"],
-        std=input_config["std"],
-    )
 
 
 def loader(images: ImageSet, order: Sampler, workers: int, pin_memory: bool) -> DataLoader:

@@ -25,10 +25,11 @@ from zoo.catalog import shipped, tree_of
 from zoo.errors import ConfigError, Where
 from zoo.models import backbone_of, create_model
 from zoo.param_groups import parameter_groups
+from zoo.training.augmentation import training_transform
 from zoo.training.classes import describe
 from zoo.training.data import Split, open_splits
 from zoo.training.digits import write_digits
-from zoo.training.loading import ImageSet, TrainingOrder, ValidationOrder, loader, training_transform
+from zoo.training.loading import ImageSet, TrainingOrder, ValidationOrder, loader
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import Recipe
 from zoo.weights.verified import write_text
