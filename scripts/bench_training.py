@@ -34,7 +34,7 @@ from rich.table import Table
 
 EPOCHS = 2
 WITH_ZOO = "import runpy, sys, zoo.timm_models; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-COLUMNS = ("zoo", "timm", "timm_zoo_model", "ratio", "ratio_zoo_model", "pipeline")
+COLUMNS = ("zoo_rate", "timm_rate", "timm_rate_zoo_model", "ratio", "ratio_zoo_model", "pipeline_rate")
 
 
 def main(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -131,3 +132,15 @@ def test_features_of_one_colour(tmp_path: Path) -> None:
 def test_errors_are_short() -> None:
     assert "no such file" in run("features", "none.jpg", fails=True)
     assert "cannot be read" in run("info", "none.yaml", fails=True)
+
+
+def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.vision.speed.SECONDS", 0.01)
+    written = tmp_path / "speed.json"
+    text = run("benchmark", SMALL, "-b", "2", "--img-size", "64", "--train", "-o", str(written))
+    assert "64 x 64" in text
+    (row,) = json.loads(written.read_text())
+    assert row["batch"] == 2
+    assert row["forward"] > row["training"] > 0
+    assert "expected one of no, bf16, fp16" in run("benchmark", SMALL, "--amp", "half", fails=True)
+    assert "did you mean" in run("benchmark", "davit_tinny", fails=True)

@@ -69,9 +69,11 @@ ROOMS = {
     "cli_train": {"cli_output", "training", "errors"},
     "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
     "cli_explain": {"cli_output", "vision", "models", *LIGHT},
+    "cli_benchmark": {"cli_output", "vision", "models", *LIGHT},
     "cli_export": {"cli_output", "vision", "models", *LIGHT},
     "cli": {
         "cli_output",
+        "cli_benchmark",
         "cli_explain",
         "cli_export",
         "cli_train",

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from zoo import cli_explain, cli_export, cli_train, cli_weights
+from zoo import cli_benchmark, cli_explain, cli_export, cli_train, cli_weights
 from zoo.cli_output import console, reported
 from zoo.errors import ConfigError
 
@@ -146,6 +146,7 @@ def features(
     console.print(f"wrote {path}")
 
 
+app.command()(cli_benchmark.benchmark)
 app.command()(cli_explain.explain)
 app.command()(cli_export.export)
 app.command()(cli_train.train)

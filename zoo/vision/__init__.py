@@ -1,4 +1,4 @@
-"""What people do with a backbone: predict labels, look at feature pyramids and at attention, detect, export."""
+"""What people do with a backbone: predict labels, look at feature pyramids and at attention, detect, export, time."""
 
 from zoo.vision.deployment import Deployment, deployment
 from zoo.vision.detection import TorchvisionBackbone, torchvision_backbone
@@ -11,6 +11,7 @@ from zoo.vision.predict import Prediction, load_classifier, predict
 from zoo.vision.rollout import Rollout, rollout
 from zoo.vision.runtimes import ExportError
 from zoo.vision.saliency import ClassMap, ReceptiveField, grad_cam, receptive_field
+from zoo.vision.speed import Speed, measure_speed
 
 __all__ = [
     "Channels",
@@ -26,6 +27,7 @@ __all__ = [
     "ReceptiveField",
     "Region",
     "Rollout",
+    "Speed",
     "TorchvisionBackbone",
     "deployment",
     "explain",
@@ -33,6 +35,7 @@ __all__ = [
     "extract",
     "grad_cam",
     "load_classifier",
+    "measure_speed",
     "predict",
     "read_image",
     "receptive_field",

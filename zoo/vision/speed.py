@@ -1,0 +1,75 @@
+"""How fast a model is on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+SECONDS = 2.0
+"""For which a call is repeated; the median counts."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one model on batches of one size.
+
+    Attributes:
+        batch, height, width: of the images.
+        forward, training: images per second, the second of forward and backward pass; None where it was not asked for.
+        gigabytes: the most memory of the GPU; None on a CPU.
+    """
+
+    batch: int
+    height: int
+    width: int
+    forward: float
+    training: float | None
+    gigabytes: float | None
+
+
+def measure_speed(
+    model: nn.Module, batch: int, size: tuple[int, int], training: bool = False, amp: torch.dtype | None = None
+) -> Speed:
+    """Time a model on random images, on the device of its weights.
+
+    Args:
+        model: images (B, 3, H, W) to a tensor.
+        batch: images at once.
+        size: (height, width) in pixels.
+        training: also time forward and backward pass, in training mode.
+        amp: precision of autocast; None for that of the weights.
+    """
+    device = next(model.parameters()).device
+    images = torch.randn(batch, 3, *size, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def infer() -> None:
+        with torch.inference_mode(), torch.autocast(device.type, amp, enabled=amp is not None):
+            model(images)
+
+    def step() -> None:
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        model.zero_grad()
+
+    mode = model.training
+    model.eval()
+    forward = batch / _median(infer)
+    model.train()
+    trained = batch / _median(step) if training else None
+    model.train(mode)
+    used = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return Speed(batch, *size, forward, trained, used)
+
+
+def _median(call: Callable[[], None]) -> float:
+    """Seconds of a call, after one that is not counted."""
+    call()
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=SECONDS).median
