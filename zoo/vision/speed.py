@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 SECONDS = 2.0
 """For which a call is repeated; the median counts."""
@@ -70,6 +69,8 @@ def measure_speed(
 
 def _median(call: Callable[[], None]) -> float:
     """Seconds of a call, after one that is not counted."""
+    from torch.utils.benchmark import Timer  # warns of a CUDA toolkit without a GPU
+
     call()
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=SECONDS).median
