@@ -1,14 +1,14 @@
-"""Writes the model table of README.md from the manifest and the counted sizes; `--check` only compares.
+"""Writes the model table of README.md from the manifest and the counted sizes.
 
-python scripts/readme_table.py [--check]
+python scripts/readme_table.py
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import zoo
+from zoo.models import ModelInfo
 from zoo.weights.manifest import Checkpoint
 
 README = Path(__file__).parents[1] / "README.md"
@@ -22,18 +22,19 @@ def table() -> str:
         "| model | params (M) | GMACs | size | top-1 (%) | licence of code, weights | weights |",
         "|---|---:|---:|---:|---:|---|---|",
     ]
-    for name in zoo.list_models():
-        info = zoo.model_info(name)
-        size = "x".join(map(str, info.img_size))
-        counted = f"| `{name}` | {info.params / 1e6:.1f} | {info.gmacs:.1f} | {size} |"
-        if not info.checkpoints:
-            lines.append(f"{counted} - | {OWN_LICENCE} | none published |")
-            continue
-        first = info.checkpoints[0]
-        top1 = f"{info.top1:.1f}" if info.top1 else "-"
-        licences = f"{first.licence_code}, {first.licence_weights or 'not stated'}"
-        lines.append(f"{counted} {top1} | {licences} | {where(first)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(row(zoo.model_info(name)) for name in zoo.list_models())])
+
+
+def row(info: ModelInfo) -> str:
+    """A variant's row."""
+    size = "x".join(map(str, info.img_size))
+    counted = f"| `{info.name}` | {info.params / 1e6:.1f} | {info.gmacs:.1f} | {size} |"
+    if not info.checkpoints:
+        return f"{counted} - | {OWN_LICENCE} | none published |"
+    first = info.checkpoints[0]
+    top1 = f"{info.top1:.1f}" if info.top1 else "-"
+    licences = f"{first.licence_code}, {first.licence_weights or 'not stated'}"
+    return f"{counted} {top1} | {licences} | {where(first)} |"
 
 
 def where(entry: Checkpoint) -> str:
@@ -51,12 +52,8 @@ def rendered(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the table, or fail if it is out of date."""
-    text = README.read_text()
-    new = rendered(text)
-    if "--check" in sys.argv:
-        sys.exit(0 if new == text else "README.md: the model table is out of date; run scripts/readme_table.py")
-    README.write_text(new)
+    """Rewrite the table."""
+    README.write_text(rendered(README.read_text()))
 
 
 if __name__ == "__main__":

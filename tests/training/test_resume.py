@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,17 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(tiny: Callable[..., Rec
     summary = train(tiny(epochs=1), tmp_path / "run", resume=True)  # nothing is left to do
     assert summary["epochs"] == 1
     assert all(torch.equal(before[key], value) for key, value in load_file(tmp_path / "run/last.safetensors").items())
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny: Callable[..., Recipe], folder: Path, tmp_path: Path) -> None:
+    recipe = tiny()
+    train(recipe, tmp_path / "run")
+    (folder / "red" / "000.png").unlink()
+    with pytest.raises(CheckpointError, match="42 training and 6 validation images and 41 training"):
+        train(recipe, tmp_path / "run", resume=True)
+    shutil.rmtree(folder / "red")
+    with pytest.raises(CheckpointError, match="its classes were others, see red"):
+        train(recipe, tmp_path / "run", resume=True)
 
 
 def test_a_damaged_state_is_passed_over(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

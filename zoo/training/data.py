@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,8 +191,14 @@ def _reader(data: str, split: str | None) -> Reader:
     if split is not None:
         root = root / split if (root / split).exists() else root / f"{split}.tar"
     if root.suffix == ".tar" or tar_files(root):
-        return ShardReader(root) if is_webdataset(root) else ReaderImageInTar(str(root))
+        return ShardReader(root) if is_webdataset(root) else _tar_reader(root)
     return _folder_reader(root)
+
+
+def _tar_reader(root: Path) -> Reader:
+    """Beside more than 10 GB of tar files it keeps an index, where it may."""
+    writable = os.access(root if root.is_dir() else root.parent, os.W_OK)
+    return ReaderImageInTar(str(root), cache_tarinfo=None if writable else False)
 
 
 def _folder_reader(root: Path) -> Reader:

@@ -96,10 +96,10 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
     """
     accelerator, fsdp = make_accelerator(recipe.amp, recipe.fsdp)
     torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
-    if recipe.data == "digits":
-        with accelerator.main_process_first():
+    with accelerator.main_process_first():  # which writes digits, or the index of a data set
+        if recipe.data == "digits":
             write_digits(output / "digits")
-    train, validation = open_splits(_with_digits(recipe, output))
+        train, validation = open_splits(_with_digits(recipe, output))
     _check(recipe, train, accelerator.num_processes, fsdp)
     backbone, name = _model(recipe, train.classes, output, accelerator)
     backbone = backbone.to(accelerator.device, memory_format=_memory_format(recipe))
@@ -109,36 +109,20 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
     if recipe.compile:
         backbone.compile()
     model, optimizer = _distribute(backbone, optimizer_of, accelerator, fsdp)
-    share = recipe.batch_size // accelerator.num_processes
-    place = accelerator.process_index, accelerator.num_processes
-    order = TrainingOrder(len(train), recipe.batch_size, recipe.seed, *place)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        recipe.scheduler,
-        num_epochs=recipe.epochs,
-        min_lr=recipe.min_lr * recipe.lr_scale,
-        warmup_lr=recipe.warmup_lr * recipe.lr_scale,
-        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
-        step_on_epochs=False,
-        updates_per_epoch=order.steps,
-    )
-    pin = accelerator.device.type == "cuda"
-    size = config["input_size"][1:]
-    read = ImageSet(train, training_transform(recipe, config), size, recipe.seed)
-    held = ImageSet(validation, create_transform(**config), size)
+    train_loader, validation_loader = _loaders(recipe, config, train, validation, accelerator)
     return Parts(
         recipe,
         accelerator,
         model,
         backbone,
         optimizer,
-        scheduler,
+        _scheduler(recipe, optimizer, train_loader.batch_sampler.steps),
         ema,
-        _mixup(recipe, len(train.classes), share),
+        _mixup(recipe, len(train.classes)),
         train,
         validation,
-        loader(read, order, recipe.workers, pin),
-        loader(held, ValidationOrder(len(validation), share, *place), recipe.workers, pin),
+        train_loader,
+        validation_loader,
         _describe(config, train.classes),
         name,
         fsdp,
@@ -214,7 +198,34 @@ def _distribute(
     return backbone, optimizer_of(backbone)
 
 
-def _mixup(recipe: Recipe, classes: int, share: int) -> Mixup | None:
+def _loaders(
+    recipe: Recipe, config: dict[str, Any], train: Split, validation: Split, accelerator: Accelerator
+) -> tuple[DataLoader, DataLoader]:
+    pin, size = accelerator.device.type == "cuda", config["input_size"][1:]
+    place = accelerator.process_index, accelerator.num_processes
+    read = ImageSet(train, training_transform(recipe, config), size, recipe.seed)
+    held = ImageSet(validation, create_transform(**config), size)
+    order = TrainingOrder(len(train), recipe.batch_size, recipe.seed, *place)
+    held_order = ValidationOrder(len(validation), recipe.batch_size // accelerator.num_processes, *place)
+    return loader(read, order, recipe.workers, pin), loader(held, held_order, recipe.workers, pin)
+
+
+def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """timm's, stepped after every one of the `steps` of an epoch."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        recipe.scheduler,
+        num_epochs=recipe.epochs,
+        min_lr=recipe.min_lr * recipe.lr_scale,
+        warmup_lr=recipe.warmup_lr * recipe.lr_scale,
+        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    return scheduler
+
+
+def _mixup(recipe: Recipe, classes: int) -> Mixup | None:
     if not (recipe.mixup or recipe.cutmix):
         return None
     return Mixup(

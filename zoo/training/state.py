@@ -86,7 +86,7 @@ def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
     if not parts.accelerator.is_main_process:
         return
     scaler = parts.accelerator.scaler.state_dict() if parts.accelerator.scaler else {}
-    about = {"progress": asdict(progress), "optimizer": numbers, "scaler": scaler}
+    about = {"progress": asdict(progress), "optimizer": numbers, "scaler": scaler, "data": _data(parts)}
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{progress.step:09d}.safetensors"
     write_verified(path, tensors, {key: json.dumps(value) for key, value in about.items()})
@@ -98,7 +98,7 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
     """Go on from the newest state that is whole, if there is one; also says which ones were not.
 
     Raises:
-        CheckpointError: if it is of another model or optimiser.
+        CheckpointError: if it is of another model, optimiser or data set.
     """
     damaged = []
     for path in _states(folder):
@@ -108,13 +108,29 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
             damaged.append(str(error))
             continue
         try:
-            _restore(parts, tensors, {key: json.loads(about[key]) for key in ("progress", "optimizer", "scaler")})
+            values = {key: json.loads(about[key]) for key in ("progress", "optimizer", "scaler", "data")}
+            _check_data(values["data"], _data(parts))
+            _restore(parts, tensors, values)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
-        return Progress(**json.loads(about["progress"])), damaged
+        return Progress(**values["progress"]), damaged
     if damaged:
         raise CheckpointError("no state of this run is whole:\n" + "\n".join(damaged))
     return None
+
+
+def _data(parts: Parts) -> dict[str, Any]:
+    """What must be the same for a run to go on: its classes, and how many images there are."""
+    return {"classes": list(parts.train.classes), "images": [len(parts.train), len(parts.validation)]}
+
+
+def _check_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if then["classes"] != now["classes"]:
+        changed = sorted(set(then["classes"]) ^ set(now["classes"])) or now["classes"]
+        raise ValueError(f"its classes were others, see {', '.join(changed[:8])}; start a run in another --output")
+    if then["images"] != now["images"]:
+        counts = " and ".join("{} training and {} validation images".format(*which["images"]) for which in (then, now))
+        raise ValueError(f"the data set has changed, {counts} now; start a run in another --output")
 
 
 def _states(folder: Path) -> list[Path]:
