@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +47,6 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A folder for a gigabyte of checkpoints, which pytest would keep for three sessions."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
 def checkpoint_of(family: str, folder: Path) -> str:
     """A file under the names of the published code, with generated values; under ours for hybrids.
 
@@ -75,14 +66,14 @@ def checkpoint_of(family: str, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_finetuning_beats_the_probe_that_it_starts_from(crops: Path, family: str, scratch: Path) -> None:
+def test_finetuning_beats_the_probe_that_it_starts_from(crops: Path, family: str, tmp_path: Path) -> None:
     common: dict[str, Any] = {"data": str(crops), "batch_size": 16, "lr_base": 16, "workers": 0}
-    start = {"model": SMALLEST[family], "checkpoint": checkpoint_of(family, scratch), "img_size": 32}
-    probe = train(load_recipe("linear-probe", {**common, **start, "epochs": 2}), scratch / "probe")
-    tuning = {"model": str(scratch / "probe" / "best.safetensors"), "epochs": 3, "warmup_epochs": 0, "lr": 5e-5}
+    start = {"model": SMALLEST[family], "checkpoint": checkpoint_of(family, tmp_path), "img_size": 32}
+    probe = train(load_recipe("linear-probe", {**common, **start, "epochs": 2}), tmp_path / "probe")
+    tuning = {"model": str(tmp_path / "probe" / "best.safetensors"), "epochs": 3, "warmup_epochs": 0, "lr": 5e-5}
     tuning |= {"layer_decay": None, "auto_augment": None, "random_erasing": 0.0, "crop_scale": [0.5, 1.0]}
-    tuned = train(load_recipe("finetune", {**common, **tuning, "drop_path_rate": 0.0}), scratch / "tuned")
-    with (scratch / "tuned" / "history.csv").open() as file:
+    tuned = train(load_recipe("finetune", {**common, **tuning, "drop_path_rate": 0.0}), tmp_path / "tuned")
+    with (tmp_path / "tuned" / "history.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < 0.95 * losses[0]
     assert tuned["top1"] > probe["top1"]
