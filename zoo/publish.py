@@ -15,7 +15,7 @@ from zoo.backbone import Backbone
 from zoo.catalog import shipped
 from zoo.errors import CheckpointError, ConfigError
 from zoo.models import backbone_of
-from zoo.stored import FOLDER, HUB, is_stored
+from zoo.stored import FOLDER, HUB, is_place
 from zoo.weights.manifest import Checkpoint
 
 
@@ -39,7 +39,7 @@ def publish(model: nn.Module, target: str, entry: Checkpoint | None = None, priv
     if backbone.config.source not in shipped():
         raise ConfigError(f"{backbone.config.source}: only shipped variants can be published, others have no name")
     place = target.removeprefix(HUB).removeprefix(FOLDER)
-    if not is_stored(target) or not place:
+    if not is_place(target) or not place:
         raise ConfigError(f"target is {target!r}, expected {HUB}owner/name or {FOLDER}folder")
     if target.startswith(FOLDER):
         if Path(place).exists() and any(Path(place).iterdir()):

@@ -44,9 +44,14 @@ class Stored:
     described: dict[str, Any]
 
 
+def is_place(name: str) -> bool:
+    """Whether a name stands for a repository or a folder, which models are published to."""
+    return isinstance(name, str) and name.startswith((HUB, FOLDER))
+
+
 def is_stored(name: str) -> bool:
     """Whether a model name stands for a repository, a folder or a checkpoint that says what it is of."""
-    return isinstance(name, str) and (name.startswith((HUB, FOLDER)) or name.endswith(TRAINED))
+    return is_place(name) or (isinstance(name, str) and name.endswith(TRAINED))
 
 
 def read(name: str) -> Stored:
@@ -55,7 +60,7 @@ def read(name: str) -> Stored:
     Raises:
         CheckpointError: if it cannot be had or read, is no model of the zoo, or asks to run code.
     """
-    if name.endswith(TRAINED) and not name.startswith((HUB, FOLDER)):
+    if not is_place(name):
         return _read_trained(Path(name))
     config = _read_config(_file(name, "config.json"), name)
     architecture = config.get("architecture")

@@ -163,7 +163,8 @@ def test_publishing_by_command(published: Path, tmp_path: Path) -> None:
     run("publish", NAME, f"local-dir:{tmp_path / 'there'}", "--checkpoint", published)
     assert right(zoo.create_model(f"local-dir:{tmp_path / 'there'}"))
     assert "not empty" in run("publish", NAME, f"local-dir:{tmp_path / 'there'}", "-c", published, status=1)
-    assert "expected hf-hub:" in run("publish", NAME, "somewhere", "-c", published, status=1)
+    for target in ("somewhere", "somewhere.safetensors"):
+        assert "expected hf-hub:" in run("publish", NAME, target, "-c", published, status=1)
 
 
 def test_folded_norms_change_nothing(small: str) -> None:
