@@ -47,8 +47,9 @@ def assert_map(found: torch.Tensor, record: golden.Golden, name: str) -> None:
 @pytest.mark.parametrize("name", _parameters())
 def test_published_weights_give_published_outputs(name: str) -> None:
     """Large variants at large sizes see one of the two images, without statistics of maps over both."""
-    record, images = golden.Golden(name), golden.Golden(name).images()
-    model, alone = load(record), record.info["num_params"] > LARGE and images.shape[-1] >= 384
+    record = golden.Golden(name)
+    model, images = load(record), record.images()
+    alone = record.info["num_params"] > LARGE and images.shape[-1] >= 384
     with torch.inference_mode():
         last, stages = model.forward_intermediates(images[:1] if alone else images)
         logits = model.forward_head(last)

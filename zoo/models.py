@@ -78,19 +78,20 @@ def create_model(
         CheckpointError: if weights cannot be had, read or fitted.
     """
     described: dict[str, Any] = {}
+    if img_size is not None:
+        overrides = {"img_size": img_size, **overrides}
     if stored.is_stored(name):
         if checkpoint is not None:
             raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")
         found = stored.read(name)
         name, pretrained, checkpoint = found.variant, False, found.tensors
         in_chans = found.in_chans if in_chans == 3 else in_chans
-        sized = {} if img_size is None else {"img_size": img_size}
-        overrides, described = {**found.overrides, **sized, **overrides}, dict(found.described)
+        overrides, described = {**found.overrides, **overrides}, dict(found.described)
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
     if pretrained and checkpoint is not None:
         raise CheckpointError("pretrained=True and checkpoint= both name weights: pass one of them")
-    optional = {"img_size": img_size, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
+    optional = {"out_indices": out_indices, "drop_path_rate": drop_path_rate}
     optional |= {"output_stride": output_stride, "exportable": exportable or None}
     settings = {key: value for key, value in optional.items() if value is not None}
     settings |= {"in_chans": in_chans, "drop_rate": drop_rate, "level_norm": level_norm, **overrides}
@@ -105,8 +106,7 @@ def create_model(
         load_checkpoint(model, state)
         return model
     if state is not None:
-        sized = overrides if img_size is None else {"img_size": img_size, **overrides}
-        described |= _as_pretrained(state, load_config(variant, sized))
+        described |= _as_pretrained(state, load_config(variant, overrides))
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
         if num_classes not in (None, classes):
             described |= {"label_names": None, "label_descriptions": None}

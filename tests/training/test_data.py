@@ -28,7 +28,7 @@ def pixels(split: Split) -> dict[tuple[str, bytes], int]:
     """How often each picture stands under each class."""
     found: dict[tuple[str, bytes], int] = {}
     for position in range(len(split)):
-        with split.reader[int(split.indices[position])][0] as file:
+        with split.open(position) as file:
             key = split.classes[split.targets[position]], decode(file)[0].tobytes()
         found[key] = found.get(key, 0) + 1
     return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from timm.data.readers import create_reader
@@ -49,6 +50,10 @@ class Split:
     def name(self, position: int) -> str:
         """The file of an image."""
         return str(self.reader.filename(int(self.indices[position]), absolute=True))
+
+    def open(self, position: int) -> BinaryIO:
+        """What the file of an image holds."""
+        return self.reader[int(self.indices[position])][0]
 
     def take(self, kept: np.ndarray) -> Split:
         """The images for which `kept`, (N), is true."""

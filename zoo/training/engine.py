@@ -218,8 +218,8 @@ class Run:
         if better:
             progress.best, progress.best_epoch = found["top1"], epoch
         self.monitor.epoch(progress.history[-1])
-        for path in [LAST, BEST] if better else [LAST]:
-            save_weights(self.parts, self.output / path, progress.history[-1])
+        names = [LAST, BEST] if better else [LAST]
+        save_weights(self.parts, [self.output / name for name in names], progress.history[-1])
         self._save_state()
 
     def _save_state(self) -> None:

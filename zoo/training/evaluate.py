@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,6 @@ def evaluate(
     *,
     tta: bool = False,
     real: Sequence[Sequence[int]] | None = None,
-    seen: Callable[[int], None] = lambda images: None,
 ) -> tuple[Metrics, list[Note]]:
     """Count every image once over all processes.
 
@@ -30,7 +29,6 @@ def evaluate(
         batches: of this process, with `NOTHING` where a batch is filled up.
         tta: average the probabilities of an image and of its mirror image.
         real: by position, the classes that ReaL allows.
-        seen: told of the images of each batch.
 
     Returns:
         The sums over all processes, and the notes of this one.
@@ -46,7 +44,6 @@ def evaluate(
                 logits = (logits.float().softmax(1) + mirrored.float().softmax(1)).log()  # halved by the softmax
         metrics.add(logits, targets, batch.positions)
         notes.extend(batch.notes)
-        seen(len(targets))
     model.train(training)
     if accelerator.num_processes > 1:
         for sums in metrics.tensors():

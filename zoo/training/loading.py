@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.training.data import Split
@@ -69,8 +71,7 @@ class ImageSet(Dataset):
 
     def _read(self, place: int, notes: list[Note]) -> Image.Image | None:
         try:
-            file, _ = self.split.reader[int(self.split.indices[place])]
-            with file:
+            with self.split.open(place) as file:
                 image, unusual = decode(file)
         except (ImageError, OSError) as error:
             notes.append(Note(self.split.name(place), False, str(error)))
@@ -121,6 +122,15 @@ class ValidationOrder(Sampler):
 
     def __len__(self) -> int:
         return -(-self.count // (self.world * self.batch_size))
+
+
+def validation_loader(
+    split: Split, input_config: dict[str, Any], batch_size: int, workers: int, accelerator: Accelerator
+) -> DataLoader:
+    """Batches of this process; `input_config` as of `resolve_model_data_config`."""
+    images = ImageSet(split, create_transform(**input_config), input_config["input_size"][1:])
+    order = ValidationOrder(len(split), batch_size, accelerator.process_index, accelerator.num_processes)
+    return loader(images, order, workers, accelerator.device.type == "cuda")
 
 
 def loader(images: ImageSet, order: Sampler, workers: int, pin_memory: bool) -> DataLoader:

@@ -26,6 +26,7 @@ class Problems:
     def __init__(self, path: Path | None, images: int, most: float) -> None:
         self.path, self.images, self.most = path, images, most
         self.notes: dict[str, dict[str, bool]] = {}
+        self.bad: dict[str, None] = {}  # in order, for a question that every step asks
 
     def read(self) -> None:
         """Take over what the report of an earlier part of the run says."""
@@ -38,10 +39,12 @@ class Problems:
         for note in notes:
             for what in note.what.split("; "):
                 self.notes.setdefault(note.file, {})[what] = note.readable
+            if not note.readable:
+                self.bad[note.file] = None
 
     def too_many(self) -> bool:
         """Whether more files are unreadable than may be."""
-        return len(self.unreadable()) > self.most * self.images
+        return len(self.bad) > self.most * self.images
 
     def check(self) -> None:
         """Stop if too many files are unreadable.
@@ -60,7 +63,7 @@ class Problems:
 
     def unreadable(self) -> list[str]:
         """The files that were passed over."""
-        return [file for file, notes in self.notes.items() if not all(notes.values())]
+        return list(self.bad)
 
     def gather(self) -> None:
         """Take over what other processes found."""
@@ -75,5 +78,5 @@ class Problems:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", "readable", "what"])
         for file, notes in sorted(self.notes.items()):
-            writer.writerow([file, "yes" if all(notes.values()) else "no", "; ".join(notes)])
+            writer.writerow([file, "no" if file in self.bad else "yes", "; ".join(notes)])
         write_text(self.path, text.getvalue())

@@ -169,7 +169,7 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """The key and value of `key=value`; the value is read as YAML, a dotted key is one of the model's `overrides`."""
+    """The key and value of `key=value`; the value is read as YAML."""
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"--set {text}: expected KEY=VALUE")

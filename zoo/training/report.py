@@ -108,7 +108,7 @@ def draw_samples(model: nn.Module, split: Split) -> Figure:
         axis.axis("off")
     for axis, position in zip(axes, positions, strict=False):
         try:
-            with split.reader[int(split.indices[position])][0] as file:
+            with split.open(position) as file:
                 image, _ = decode(file)
         except (ImageError, OSError):
             continue

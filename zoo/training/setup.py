@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from timm.data import Mixup, create_transform, resolve_model_data_config
+from timm.data import Mixup, resolve_model_data_config
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -29,7 +29,7 @@ from zoo.training.augmentation import training_transform
 from zoo.training.classes import describe
 from zoo.training.data import Split, open_splits
 from zoo.training.digits import write_digits
-from zoo.training.loading import ImageSet, TrainingOrder, ValidationOrder, loader
+from zoo.training.loading import ImageSet, TrainingOrder, loader, validation_loader
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import Recipe
 from zoo.weights.verified import write_text
@@ -201,13 +201,14 @@ def _distribute(
 def _loaders(
     recipe: Recipe, config: dict[str, Any], train: Split, validation: Split, accelerator: Accelerator
 ) -> tuple[DataLoader, DataLoader]:
-    pin, size = accelerator.device.type == "cuda", config["input_size"][1:]
     place = accelerator.process_index, accelerator.num_processes
-    read = ImageSet(train, training_transform(recipe, config), size, recipe.seed)
-    held = ImageSet(validation, create_transform(**config), size)
+    images = ImageSet(train, training_transform(recipe, config), config["input_size"][1:], recipe.seed)
     order = TrainingOrder(len(train), recipe.batch_size, recipe.seed, *place)
-    held_order = ValidationOrder(len(validation), recipe.batch_size // accelerator.num_processes, *place)
-    return loader(read, order, recipe.workers, pin), loader(held, held_order, recipe.workers, pin)
+    share = recipe.batch_size // accelerator.num_processes
+    return (
+        loader(images, order, recipe.workers, accelerator.device.type == "cuda"),
+        validation_loader(validation, config, share, recipe.workers, accelerator),
+    )
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,16 @@ def weights(parts: Parts) -> dict[str, torch.Tensor]:
     return get_model_state_dict(parts.model, options=_ON_MAIN)
 
 
-def save_weights(parts: Parts, path: Path, metrics: Mapping[str, Any]) -> None:
-    """A checkpoint that says what it is of: for `zoo predict` and `zoo.create_model`."""
+def save_weights(parts: Parts, paths: Sequence[Path], metrics: Mapping[str, Any]) -> None:
+    """Checkpoints, all equal, that say what they are of: for `zoo predict` and `zoo.create_model`."""
     tensors = weights(parts)
     if not parts.accelerator.is_main_process:
         return
     about = {"format": "pt", "zoo": __version__, "model": parts.model_name}
     mappings = {"overrides": parts.backbone.config.overrides, "described": parts.described, "metrics": metrics}
-    write_verified(path, tensors, about | {key: json.dumps(value) for key, value in mappings.items()})
+    about |= {key: json.dumps(value) for key, value in mappings.items()}
+    for path in paths:
+        write_verified(path, tensors, about)
 
 
 def save_state(parts: Parts, folder: Path, progress: Progress) -> None:

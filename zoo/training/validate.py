@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from zoo.errors import ConfigError
@@ -17,7 +17,7 @@ from zoo.models import backbone_of
 from zoo.training.classes import imagenet_names
 from zoo.training.data import Split, class_names, open_validation
 from zoo.training.evaluate import evaluate
-from zoo.training.loading import ImageSet, ValidationOrder, loader
+from zoo.training.loading import validation_loader
 from zoo.training.problems import Problems
 from zoo.training.setup import make_accelerator
 from zoo.vision.predict import load_classifier
@@ -63,10 +63,7 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
     classes = _classes(model, task)
     split = open_validation(task.data, task.split, task.classes, classes)
     config = resolve_model_data_config(model)
-    images = ImageSet(split, create_transform(**config), config["input_size"][1:])
-    place = accelerator.process_index, accelerator.num_processes
-    order = ValidationOrder(len(split), task.batch_size, *place)
-    batches = loader(images, order, task.workers, accelerator.device.type == "cuda")
+    batches = validation_loader(split, config, task.batch_size, task.workers, accelerator)
     real = _real_labels(split, classes) if task.real else None
     start = time.perf_counter()
     metrics, notes = evaluate(model, batches, len(classes), accelerator, tta=task.tta, real=real)
