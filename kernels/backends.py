@@ -12,6 +12,7 @@ import torch
 
 from zoo.kernels import native
 from zoo.kernels.exporting import exporting
+from zoo.kernels.launch import capability
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
@@ -70,7 +71,7 @@ def _choice(q: torch.Tensor) -> tuple[str, str]:
     if q.shape[-1] > WIDEST_HEAD:
         return "reference", f"the kernels take heads of at most {WIDEST_HEAD} channels, not {q.shape[-1]}"
     if q.device.type == "cuda":
-        missing = _why_no_triton()
+        missing = _why_no_triton(q.device)
         return ("reference", missing) if missing else ("triton", f"{q.dtype} on a GPU")
     if q.device.type == "cpu":
         missing = native.why_not()
@@ -79,10 +80,10 @@ def _choice(q: torch.Tensor) -> tuple[str, str]:
 
 
 @torch.compiler.assume_constant_result
-def _why_no_triton() -> str:
-    """The reason why Triton kernels cannot run; empty if they can."""
+def _why_no_triton(device: torch.device) -> str:
+    """The reason why Triton kernels cannot run on a GPU; empty if they can."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not torch.version.hip and torch.cuda.get_device_capability() < (7, 5):
+    if capability(device) < 75:
         return "the kernels need a GPU of compute capability 7.5 or later"
     return ""

@@ -39,6 +39,7 @@ TYPES = {
 }
 SHARED = {"sm_75": 65536, "sm_80": 166912, "sm_86": 101376, "sm_89": 101376}
 """Bytes of shared memory that a program may take; see `Target.shared`."""
+USAGE = ("registers", "spills", "shared", "instructions", "loops")
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class Kernel:
     options: tuple[tuple[str, int], ...]
 
 
-def recorded(operation: str, case, dtype: torch.dtype, generations: list[int], batch: int) -> dict[int, list[Kernel]]:
-    """What a forward and a backward pass of a case launch, by the generation of the GPU."""
+def recorded(operation: str, case, dtype: str, generations: list[int], batch: int) -> dict[int, list[Kernel]]:
+    """What a forward and a backward pass of a case launch, by the generation of the GPU; tf32 is a dtype here."""
     import_module(f"zoo.kernels.{operation}.triton")
-    tensors = case.tensors(batch, dtype=dtype)
+    tensors = case.tensors(batch, dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype))
     leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
     found = {}
     for generation in generations:
-        with recorder(generation) as kernels, use_backend("triton"):
+        with recorder(generation, "tf32" if dtype == "tf32" else "ieee") as kernels, use_backend("triton"):
             out = getattr(zoo.kernels, operation)(**leaves, **case.settings())
             torch.autograd.grad(out, [t for t in leaves.values() if t.requires_grad], torch.zeros_like(out))
         found[generation] = kernels
@@ -97,15 +98,19 @@ def recorded(operation: str, case, dtype: torch.dtype, generations: list[int], b
 
 
 @contextmanager
-def recorder(generation: int) -> Iterator[list[Kernel]]:
-    """Within this context launches are noted instead of run, as on a GPU of that generation."""
+def recorder(generation: int, precision: str = "ieee") -> Iterator[list[Kernel]]:
+    """Within this context launches are noted instead of run, as on a GPU of that generation and with that precision."""
     kernels: list[Kernel] = []
 
     def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
         if all(grid):
             kernels.append(specialised(kernel, arguments, options))
 
-    replaced = {door.launch: launch, door.capability: lambda device: generation}
+    replaced = {
+        door.launch: launch,
+        door.capability: lambda device: generation,
+        door.input_precision: lambda q: precision,
+    }
     places = [
         (module, name, value)
         for module in list(sys.modules.values())
@@ -157,7 +162,7 @@ def type_of(value: object) -> str:
 
 
 def compiled(kernel: Kernel, target: Target) -> dict[str, object]:
-    """What a kernel takes on a target: registers and spilled bytes of a thread, bytes of shared memory; or an error."""
+    """What a kernel takes on a target: registers, spilled bytes and code of a thread, shared memory; or an error."""
     attributes = {(i,): [["tt.divisibility", 16]] for i in kernel.aligned}
     if not target.cuda:
         for i in kernel.small:
@@ -168,22 +173,38 @@ def compiled(kernel: Kernel, target: Target) -> dict[str, object]:
         binary = triton.compile(source, target=target.triton(), options=dict(kernel.options))
     except Exception as error:  # a compiler's error of any kind is the finding
         lines = str(error).strip().splitlines() or [""]
-        return {"registers": "", "spills": "", "shared": "", "error": f"{type(error).__name__}: {lines[-1][:200]}"}
-    registers, spills = _cuda_usage(binary.asm["cubin"]) if target.cuda else _hip_usage(binary.asm["amdgcn"])
-    return {"registers": registers, "spills": spills, "shared": binary.metadata.shared, "error": ""}
+        return dict.fromkeys(USAGE, "") | {"error": f"{type(error).__name__}: {lines[-1][:200]}"}
+    usage = _cuda_usage(binary.asm["cubin"]) if target.cuda else _hip_usage(binary.asm["amdgcn"])
+    return usage | {"shared": binary.metadata.shared, "error": ""}
 
 
-def _cuda_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of the stack, which a kernel without calls and local arrays uses for spills alone."""
+def _cuda_usage(cubin: bytes) -> dict[str, object]:
+    """Registers, spills (bytes of the stack: a kernel without calls and local arrays has it for them alone), code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return tuple(int(re.search(rf"\b{word}:(\d+)", text)[1]) for word in ("REG", "STACK"))
+        command = [tool, "-res-usage", "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, spills = (int(re.search(rf"\b{word}:(\d+)", text)[1]) for word in ("REG", "STACK"))
+    return {"registers": registers, "spills": spills} | _instructions(text)
 
 
-def _hip_usage(assembly: str) -> tuple[int, int]:
+def _instructions(sass: str) -> dict[str, object]:
+    """How many instructions a kernel has, and each of its innermost loops, in their order: "210+455".
+
+    A loop is what a jump goes back over; a jump to itself ends a program.
+    """
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass)]
+    jumps = [(at, re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)) for at, text in code]
+    loops = sorted({(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at})
+    inner = [(a, b) for a, b in loops if not any((a, b) != (c, d) and a <= c and d <= b for c, d in loops)]
+    sizes = [sum(first <= at <= last for at, _ in code) for first, last in inner]
+    return {"instructions": len(code), "loops": "+".join(map(str, sizes))}
+
+
+def _hip_usage(assembly: str) -> dict[str, object]:
     """Vector registers and bytes of scratch memory."""
-    words = ("vgpr_count", "private_segment_fixed_size")
-    return tuple(int(re.search(rf"\.{word}:\s*(\d+)", assembly)[1]) for word in words)
+    words = {"registers": "vgpr_count", "spills": "private_segment_fixed_size"}
+    found = {name: int(re.search(rf"\.{word}:\s*(\d+)", assembly)[1]) for name, word in words.items()}
+    return found | {"instructions": "", "loops": ""}

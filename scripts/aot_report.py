@@ -25,7 +25,7 @@ from typing import Annotated
 import torch
 import triton
 import typer
-from aot import Kernel, Target, compiled, recorded
+from aot import USAGE, Kernel, Target, compiled, recorded
 from measure import append
 from rich.console import Console
 from rich.progress import track
@@ -34,7 +34,8 @@ from rich.table import Table
 import zoo
 
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
-DTYPES = ["float16", "bfloat16", "float32"]
+DTYPES = ["float16", "bfloat16", "float32", "tf32"]
+FROM_AMPERE = ("bfloat16", "tf32")
 AWKWARD_CASES = 3
 """How many of the awkward cases of an operation are compiled, the widest heads first."""
 NARROW = 64
@@ -45,7 +46,7 @@ def main(
     operation: Annotated[list[str] | None, typer.Option(help="Operations; all that have Triton kernels.")] = None,
     case: Annotated[str, typer.Option(help="Part of a case's name.")] = "",
     target: Annotated[list[str], typer.Option(help="sm_75, sm_86, gfx942, ...")] = TARGETS,
-    dtype: Annotated[list[str], typer.Option(help="float16, bfloat16 (not on sm_75), float32")] = DTYPES,
+    dtype: Annotated[list[str], typer.Option(help="float16, float32; bfloat16, tf32: not on sm_75.")] = DTYPES,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
@@ -86,8 +87,9 @@ def variants(operation: str, part: str, targets: list[str], dtypes: list[str], b
     found: dict[tuple[Kernel, Target, str], list] = defaultdict(list)
     for case in track(cases, f"{operation}: recording"):
         for dtype in dtypes:
-            aims = [aim for aim in map(Target, targets) if dtype != "bfloat16" or aim.name != "sm_75"]
-            launches = recorded(operation, case, getattr(torch, dtype), [aim.generation for aim in aims], batch)
+            aims = [aim for aim in map(Target, targets) if dtype not in FROM_AMPERE or aim.name != "sm_75"]
+            aims = [aim for aim in aims if dtype != "tf32" or aim.cuda]
+            launches = recorded(operation, case, dtype, [aim.generation for aim in aims], batch)
             for aim in aims:
                 for kernel in dict.fromkeys(launches[aim.generation]):
                     kernel = kernel if not aim.cuda else replace(kernel, small=())
@@ -128,7 +130,7 @@ def row_of(operation: str, kernel: Kernel, target: Target, dtype: str, cases: li
         "dtype": dtype,
         "target": target.name,
         "options": " ".join(f"{name}={value}" for name, value in kernel.options),
-        **{name: result[name] for name in ("registers", "spills", "shared")},
+        **{name: result[name] for name in USAGE},
         "limit": target.shared,
         "problem": problem,
         "error": result["error"],
