@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,16 +85,31 @@ class Kernel:
 
 def recorded(operation: str, case, dtype: str, generations: list[int], batch: int) -> dict[int, list[Kernel]]:
     """What a forward and a backward pass of a case launch, by the generation of the GPU; tf32 is a dtype here."""
+    step = prepared(operation, case, dtype, batch)
+    found = {}
+    for generation in generations:
+        with recorder(generation, precision_of(dtype)) as found[generation]:
+            step()
+    return found
+
+
+def precision_of(dtype: str) -> str:
+    """What `zoo.kernels.launch.input_precision` answers for a dtype."""
+    return "tf32" if dtype == "tf32" else "ieee"
+
+
+def prepared(operation: str, case, dtype: str, batch: int) -> Callable[[], None]:
+    """A forward and a backward pass of a case, on the CPU: for where launches are not run."""
     import_module(f"zoo.kernels.{operation}.triton")
     tensors = case.tensors(batch, dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype))
     leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
-    found = {}
-    for generation in generations:
-        with recorder(generation, "tf32" if dtype == "tf32" else "ieee") as kernels, use_backend("triton"):
+
+    def step() -> None:
+        with use_backend("triton"):
             out = getattr(zoo.kernels, operation)(**leaves, **case.settings())
             torch.autograd.grad(out, [t for t in leaves.values() if t.requires_grad], torch.zeros_like(out))
-        found[generation] = kernels
-    return found
+
+    return step
 
 
 @contextmanager
@@ -106,6 +121,13 @@ def recorder(generation: int, precision: str = "ieee") -> Iterator[list[Kernel]]
         if all(grid):
             kernels.append(specialised(kernel, arguments, options))
 
+    with at_the_door(launch, generation, precision):
+        yield kernels
+
+
+@contextmanager
+def at_the_door(launch: Callable, generation: int, precision: str) -> Iterator[None]:
+    """Within this context `launch` takes the place of `zoo.kernels.launch.launch`, with the answers of some GPU."""
     replaced = {
         door.launch: launch,
         door.capability: lambda device: generation,
@@ -121,7 +143,7 @@ def recorder(generation: int, precision: str = "ieee") -> Iterator[list[Kernel]]
     for module, name, value in places:
         setattr(module, name, replaced[value])
     try:
-        yield kernels
+        yield
     finally:
         for module, name, value in places:
             setattr(module, name, value)

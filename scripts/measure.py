@@ -7,7 +7,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import zoo
 Call = Callable[[], object]
 COPIED_MB = {"cuda": 1024, "cpu": 256}
 """Size of the buffer whose copy gives the bandwidth: far beyond any cache."""
+L2_BYTES = 256 * 2**20
+"""More than the second-level cache of any GPU."""
 
 
 def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, float]:
@@ -36,11 +40,56 @@ def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, floa
     return {who: statistics.median(values) for who, values in seconds.items()}
 
 
-def cold_median(call: Call) -> float:
-    """Median seconds of a call on the GPU, its caches emptied before each."""
-    from triton.testing import do_bench
+@dataclass(frozen=True)
+class GpuTime:
+    """Median seconds of a call on a GPU, each time with an empty second-level cache.
 
-    return do_bench(call, return_mode="median") / 1e3
+    `kernels` is a replay of the call as a CUDA graph: what the GPU alone needs. `eager` is the call as it is, from its
+    first kernel to its last. `host` is what Python takes until the call returns. A call that cannot be captured has no
+    replay: then `kernels` is `eager`, and `captured` is False.
+    """
+
+    kernels: float
+    eager: float
+    host: float
+    captured: bool
+
+
+def gpu_time(call: Call, rounds: int = 25) -> GpuTime:
+    """Times a call on the current GPU.
+
+    The host's share of an eager call is several times a kernel's time, so a timer around eager calls would show Python.
+    """
+    _warm_up(call)
+    eager = _cold_median(call, rounds)
+    host = statistics.median(_host_seconds(call) for _ in range(10))
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return GpuTime(eager, eager, host, False)
+    return GpuTime(_cold_median(graph.replay, rounds), eager, host, True)
+
+
+@cache
+def copy_time(size: int) -> float:
+    """Seconds in which the current GPU copies so much that `size` bytes are read and written in all."""
+    source = torch.empty(max(1, size // 2), dtype=torch.uint8, device="cuda").random_(0, 255)
+    target = torch.empty_like(source)
+    return gpu_time(lambda: target.copy_(source)).kernels
+
+
+def kernel_times(call: Call, rounds: int = 5) -> dict[str, float]:
+    """Seconds of each GPU kernel of a call, the longest first, as PyTorch's profiler sees them."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        for _ in range(rounds):
+            call()
+        torch.cuda.synchronize()
+    events = [e for e in record.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    seconds = {event.key: event.self_device_time_total / rounds / 1e6 for event in events}
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def peak_memory(call: Call, kind: str = "cpu") -> float:
@@ -111,6 +160,36 @@ def append(path: Path, rows: list[dict]) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def _warm_up(call: Call) -> None:
+    """As a capture wants it: on a stream of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+def _cold_median(call: Call, rounds: int) -> float:
+    evicted_by = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for begin, end in pairs:
+        evicted_by.zero_()  # takes longer than the host needs to queue what follows
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
+
+
+def _host_seconds(call: Call) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _seconds(call: Call) -> float:

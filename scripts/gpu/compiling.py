@@ -1,0 +1,118 @@
+"""Phase `compile`: every variant of every kernel, by many processes at once, into Triton's cache on disk.
+
+A process after another would take minutes of a GPU's time. No process here touches the GPU: Triton is told what it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
+from multiprocessing import get_context
+
+import torch
+from aot import at_the_door, precision_of, prepared
+from triton.backends.compiler import GPUTarget
+
+from gpu.plan import cases_of, compile_plan
+from gpu.run import Run
+
+Result = tuple[str, str, str, float, list[str]]
+
+
+def compile_all(run: Run, _: str) -> None:
+    """Compile what the other phases will launch; a row for each case and dtype."""
+    target, start, count = target_of(run.device), time.time(), 0
+    for operation, case, dtype, seconds, problems in _compiled(run, target):
+        status = "wrong" if problems else "done"
+        row = {"phase": "compile", "operation": operation, "case": case, "provider": dtype}
+        run.write("unit", **row, status=status, seconds=round(seconds, 2), note="; ".join(problems))
+        count += 1
+    left_out = len(compile_plan(run)) - count
+    note = f"{left_out} of {len(compile_plan(run))} cases did not fit: they compile when they run" if left_out else ""
+    row = {"phase": "compile", "operation": "all", "case": target.backend + str(target.arch), "provider": ""}
+    status = "skipped" if left_out else "done"
+    run.write("unit", **row, status=status, seconds=round(time.time() - start, 1), note=note)
+
+
+def target_of(device: str) -> GPUTarget:
+    """The GPU at hand; without one, an H100."""
+    if device == "cpu":
+        return GPUTarget("cuda", 90, 32)
+    if torch.version.hip:
+        return GPUTarget("hip", torch.cuda.get_device_properties(0).gcnArchName.partition(":")[0], 64)
+    major, minor = torch.cuda.get_device_capability()
+    return GPUTarget("cuda", 10 * major + minor, 32)
+
+
+def _compiled(run: Run, target: GPUTarget) -> Iterator[Result]:
+    """Results as they come, until the time is up."""
+    pool = ProcessPoolExecutor(run.jobs, mp_context=get_context("spawn"))
+    try:
+        tasks = [pool.submit(_compile, *task, target) for task in compile_plan(run)]
+        for task in as_completed(tasks, timeout=max(run.left(), 0.1)):
+            yield task.result()
+    except TimeoutError:
+        for process in pool._processes.values():  # they would finish what they are at, and the time is up
+            os.kill(process.pid, signal.SIGKILL)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compile(operation: str, name: str, dtype: str, batch: int, target: GPUTarget) -> Result:
+    """All kernels that a forward and a backward pass of a case would launch."""
+    torch.set_num_threads(1)
+    start, problems = time.time(), []
+    _pretend(target)
+
+    def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+        if not all(grid):
+            return
+        try:
+            built = kernel.warmup(*arguments, grid=grid, **options)
+            _build_launcher(built, target)
+        except Exception as error:  # whatever a compiler says is the finding
+            problems.append(f"{kernel.__name__}: {type(error).__name__}: {str(error)[:200]}")
+
+    try:
+        case = next(case for case in cases_of(operation) if case.name == name)
+        step = prepared(operation, case, dtype, batch)
+        with at_the_door(launch, target.arch if target.backend == "cuda" else 90, precision_of(dtype)):
+            step()
+    except Exception as error:  # the other cases are still of interest
+        problems.append(f"{type(error).__name__}: {str(error)[:200]}")
+    return operation, name, dtype, time.time() - start, problems
+
+
+def _pretend(target: GPUTarget) -> None:
+    """Let Triton's runtime believe in a GPU."""
+    from triton.runtime import driver
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return target
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    driver.set_active(Driver())
+
+
+def _build_launcher(built, target: GPUTarget) -> None:
+    """The small C function that launches a kernel, half a second of a C compiler, where this Triton makes one.
+
+    It is cached like the kernel. It needs CUDA's driver library; what fails here is built at the first launch.
+    """
+    if target.backend != "cuda":
+        return
+    try:
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        CudaLauncher(built.src, built.metadata)
+    except Exception:
+        return

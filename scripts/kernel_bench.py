@@ -1,0 +1,200 @@
+"""What an operation of `zoo.kernels` takes, by our kernels, by the specification and by other implementations.
+
+On a GPU: replays of CUDA graphs with cold caches, and beside them the time of an eager call and of the host alone. The
+floor is a copy of as many bytes as the tensors of the call have, each read or written once. On the CPU: medians of
+rounds in which all take turns, and the floor follows from the bandwidth of a large copy; what fits into caches may beat
+it. What computes something else than the reference is not timed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import triton
+from kernel_peers import Peer, peers
+from measure import GpuTime, bandwidth, copy_time, gpu_time, peak_memory, race, setting
+
+import zoo.kernels
+from zoo.kernels import use_backend
+from zoo.kernels.backends import choose
+
+BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest error of an output that is timed, relative to its largest number."""
+MODES = ("forward", "training")
+OURS = ("triton", "native")
+CHECKED_IMAGES = 4
+"""Results are checked on so many images, for which the specification has memory."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured in one go: a case of an operation, and how it is called."""
+
+    operation: str
+    case: object
+    mode: str
+    batch: int
+    dtype: torch.dtype
+    device: str
+    rounds: int = 25
+
+    def by(self, backend: str, compiled: bool = False) -> Callable[..., torch.Tensor]:
+        """The operation as a function of its tensors by name, computed by a backend."""
+        function = getattr(zoo.kernels, self.operation)
+        function = torch.compile(function, dynamic=False) if compiled else function
+
+        def run(**tensors: torch.Tensor) -> torch.Tensor:
+            with use_backend(backend):
+                return function(**tensors, **self.case.settings())
+
+        return run
+
+
+def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda provider: True) -> list[dict]:
+    """A row for each provider that computes what the reference computes; why others do not goes to `problems`."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    tensors = job.case.tensors(job.batch, dtype=job.dtype, device=job.device)
+    upstream = torch.randn_like(tensors["q"]) if job.mode == "training" else None
+    truth = specified(job, tensors, upstream)
+    steps, errors = {}, {}
+    for peer in providers(job, tensors, only):
+        given = {name: t for name, t in tensors.items() if name not in peer.without}
+        step = partial(results, peer.call, leaves_of(given, upstream), upstream)
+        try:
+            expected = truth if not peer.without else specified(job, given, upstream)
+            errors[peer.name] = error_of(job, peer, step(), expected)
+            steps[peer.name] = step
+        except Exception as error:  # of a compiler, of memory, of the check: whoever fails is left out
+            who = f"OURS, {peer.name}" if peer.name in OURS else peer.name
+            reason = str(error).strip().partition("\n")[0][:120]
+            problems.append(f"{job.operation}, {job.case.name}, {job.mode}, {who}: {type(error).__name__}: {reason}")
+    times, floor = timed(job, steps, moved(tensors, upstream))
+    memory = {name: peak_memory(step, job.device) for name, step in steps.items()}
+    return [row_of(job, name, times, floor, memory[name], errors[name]) for name in steps]
+
+
+def with_kernels() -> list[str]:
+    """The operations that have an implementation beside the reference."""
+    return sorted(path.parent.name for path in Path(zoo.kernels.__file__).parent.glob("*/operator.py"))
+
+
+def providers(job: Job, tensors: Tensors, only: Callable[[str], bool]) -> Iterator[Peer]:
+    """Ours, the specification eager and compiled, and the peers: those of whose names `only` holds."""
+    backend = choose(tensors["q"])
+    own = [Peer(backend, job.by(backend))] if backend != "reference" else []
+    own += [Peer("reference", job.by("reference")), Peer("reference compiled", job.by("reference", compiled=True))]
+    yield from (peer for peer in own if only(peer.name))
+    if only("peers"):
+        yield from peers(job.operation, job.case, job.batch, job.device, job.mode == "training")
+
+
+def leaves_of(tensors: Tensors, upstream: torch.Tensor | None) -> Tensors:
+    """The arguments of a step, which record gradients in training."""
+    training = upstream is not None
+    return {name: t.detach().requires_grad_(training and t.is_floating_point()) for name, t in tensors.items()}
+
+
+def results(call: Callable, leaves: Tensors, upstream: torch.Tensor | None) -> Tensors:
+    """One step: the output and, in training, the gradients of all arguments by name."""
+    with torch.set_grad_enabled(upstream is not None):
+        out = call(**leaves)
+    if upstream is None:
+        return {"out": out}
+    wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+    gradients = torch.autograd.grad(out, list(wanted.values()), upstream)
+    return {"out": out, **dict(zip(wanted, gradients, strict=True))}
+
+
+def of_images(tensors: Tensors, images: slice) -> Tensors:
+    """The tensors of some images; biases are common to all."""
+    return {name: t if is_common(name) else t[images] for name, t in tensors.items()}
+
+
+def is_common(name: str) -> bool:
+    """Whether an argument is no part of an image, so that its gradient is a sum over all images."""
+    return "bias" in name
+
+
+def specified(job: Job, tensors: Tensors, upstream: torch.Tensor | None) -> Tensors:
+    """What the reference gives for the first images in single precision.
+
+    Gradients of what is common to all images are there only if these are all.
+    """
+    some = of_images(tensors, slice(CHECKED_IMAGES))
+    exact = {name: t.float() if t.is_floating_point() else t for name, t in some.items()}
+    upstream = None if upstream is None else upstream[:CHECKED_IMAGES].float()
+    truth = results(job.by("reference"), leaves_of(exact, upstream), upstream)
+    return {name: t for name, t in truth.items() if job.batch <= CHECKED_IMAGES or not is_common(name)}
+
+
+def error_of(job: Job, peer: Peer, found: Tensors, truth: Tensors) -> float:
+    """The largest error of the output and the gradients, each relative to its largest number.
+
+    Raises:
+        ValueError: if the output is wrong, or, of our own kernels, a gradient.
+    """
+    found = of_images(found, slice(CHECKED_IMAGES))
+    errors = {n: ((found[n].float() - t).abs().max() / t.abs().max()).item() for n, t in truth.items()}
+    for name in errors if peer.name in OURS else ["out"]:
+        if not errors[name] < BOUND[job.dtype]:
+            raise ValueError(f"{name} is wrong by {errors[name]:.1e} of its largest number")
+    return max(errors.values())
+
+
+def moved(tensors: Tensors, upstream: torch.Tensor | None) -> int:
+    """The least bytes of a step: arguments read and output written; in training, again with gradients beside them."""
+    inputs = sum(t.numel() * t.element_size() for t in tensors.values())
+    gradients = sum(t.numel() * t.element_size() for t in tensors.values() if t.is_floating_point())
+    out = tensors["q"].numel() * tensors["q"].element_size()
+    return inputs + out if upstream is None else 2 * inputs + 2 * out + gradients
+
+
+def timed(job: Job, steps: dict[str, Callable], least: int) -> tuple[dict[str, GpuTime], float]:
+    """The time of each step, and of moving `least` bytes."""
+    if job.device == "cuda":
+        return {name: gpu_time(step, job.rounds) for name, step in steps.items()}, copy_time(least)
+    seconds = race(steps, job.rounds)
+    return {name: GpuTime(t, t, math.nan, False) for name, t in seconds.items()}, least / _copied(job.device)
+
+
+@cache
+def _copied(device: str) -> float:
+    """The bandwidth of this device, measured once."""
+    return bandwidth(device)
+
+
+def row_of(job: Job, name: str, times: dict[str, GpuTime], floor: float, memory: float, error: float) -> dict:
+    """The row of one provider."""
+    ours = next((times[own].kernels for own in OURS if own in times), math.nan)
+    time = times[name]
+    return {
+        **setting(job.device, triton=triton.__version__),
+        "operation": job.operation,
+        "case": job.case.name,
+        "provider": name,
+        "mode": job.mode,
+        "batch": job.batch,
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "height": job.case.shape[0],
+        "width": job.case.shape[1],
+        "heads": job.case.heads,
+        "head_dim": job.case.head_dim,
+        "settings": " ".join(f"{key}={value}" for key, value in job.case.settings().items()),
+        "median_ms": round(1e3 * time.kernels, 4),
+        "eager_ms": round(1e3 * time.eager, 4),
+        "host_ms": "" if math.isnan(time.host) else round(1e3 * time.host, 4),
+        "graph": time.captured,
+        "ratio": round(time.kernels / ours, 3),
+        "floor_ms": round(1e3 * floor, 4),
+        "floor_share": round(floor / time.kernels, 3),
+        "peak_mb": round(memory, 1),
+        "error": f"{error:.1e}",
+    }

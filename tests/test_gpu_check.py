@@ -1,0 +1,162 @@
+"""The GPU tool, rehearsed on the CPU: what it measures, what it notices, and that it keeps to its time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from tests.kernels.test_backends import OPERATIONS
+
+SCRIPTS = Path(zoo.__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def _run(out: Path, seconds: float = 60, **changes: object):
+    from gpu.run import Run
+
+    settings = {
+        "out": str(out),
+        "deadline": time.time() + seconds,
+        "device": "cpu",
+        "operations": OPERATIONS,
+        "case": "",
+        "batch": 2,
+        "models": (),
+        "size": 32,
+        "jobs": 1,
+    }
+    return Run(**settings | changes)
+
+
+def _rows(out: Path, kind: str) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def _check(out: Path, operation: str, dtype: str) -> str:
+    from gpu.correctness import check
+
+    return check(_run(out), operation, import_module(f"zoo.kernels.{operation}.cases").AWKWARD[0], dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_right_kernels_are_right_and_a_planted_error_is_caught(
+    operation: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _check(tmp_path, operation, dtype) == ""
+    rows = _rows(tmp_path, "correctness")
+    assert {row["result"] for row in rows} >= {"out", "q", "k", "v"}
+    assert all(row["right"] for row in rows)
+
+    native = import_module(f"zoo.kernels.{operation}.native")
+    forward, backward = native.forward, native.backward
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "forward", lambda *a: (lambda out, lse: (out * 1.02, lse))(*forward(*a)))
+        assert "out is off by" in _check(tmp_path, operation, dtype)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "backward", lambda *a: (lambda q, k, *rest: (q, k * 1.02, *rest))(*backward(*a)))
+        assert "k is off by" in _check(tmp_path, operation, dtype)
+
+
+def test_one_wrong_position_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = import_module("zoo.kernels.window_attention.native")
+    forward = native.forward
+
+    def planted(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = forward(*arguments)
+        out[0, 3, 4, 0] *= 2
+        return out, lse
+
+    monkeypatch.setattr(native, "forward", planted)
+    assert "out is off by" in _check(tmp_path, "window_attention", "bfloat16")
+
+
+def test_uninitialised_memory_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = import_module("zoo.kernels.window_attention.native")
+    backward = native.backward
+
+    def planted(*arguments: object) -> tuple[torch.Tensor, ...]:
+        dq, *rest = backward(*arguments)
+        unwritten = torch.empty_like(dq)
+        dq[:, -1] = unwritten[:, -1]
+        return dq, *rest
+
+    monkeypatch.setattr(native, "backward", planted)
+    assert "q is off by nan" in _check(tmp_path, "window_attention", "float32")
+
+
+def test_units_of_work(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no memory")
+
+    run = _run(tmp_path, seconds=0.5)
+    run.unit(0.01, lambda: None, case="good")
+    run.unit(0.01, lambda: "off by 2 %", case="bad")
+    run.unit(0.01, fail, case="broken")
+    run.unit(0.01, lambda: time.sleep(5), case="hangs")
+    run.unit(9.0, lambda: None, case="long")
+    found = {row["case"]: (row["status"], row["note"]) for row in _rows(tmp_path, "unit")}
+    assert found["good"] == ("done", "")
+    assert found["bad"] == ("wrong", "off by 2 %")
+    assert found["broken"] == ("failed", "ValueError: no memory")
+    assert found["hangs"][0] == "stopped"
+    assert found["long"][0] == "skipped"
+    with pytest.raises(SystemExit):
+        run.unit(0.0, lambda: torch._assert(False, "CUDA error: an illegal memory access"), case="lost")
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path: Path) -> None:
+    """As on a GPU: kernels are compiled for one that is not there, and the C++ kernels stand in for them."""
+    phases = "compile:25,correctness,kernels:15,tune:1,peers:1,families:1,models:1"
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--seconds", "55", "--out", str(tmp_path)]
+    command += ["--phase", phases, "--operation", "window_attention", "--case", "stage 3 grid", "--size", "32"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    start = time.time()
+    done = subprocess.run(command, cwd=SCRIPTS.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
+    assert time.time() - start < 70
+
+    units = _rows(tmp_path, "unit")
+    assert {unit["phase"] for unit in units} == {part.partition(":")[0] for part in phases.split(",")}
+    for phase in ("compile", "correctness", "kernels"):
+        assert any(unit["phase"] == phase and unit["status"] == "done" for unit in units), phase
+    assert all(row["right"] for row in _rows(tmp_path, "correctness"))
+    assert "did not fit: models" in done.stdout
+    from gpu.summary import write_tables
+
+    write_tables(tmp_path, tmp_path)
+    assert (tmp_path / "kernels.csv").read_text().count("native") == len(_rows(tmp_path, "kernels"))
+    assert "maxvit_tiny_tf_224 stage 3 grid" in (tmp_path / "gpu.md").read_text()
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "scripts/gpu_check.py", "--out", str(tmp_path), "--seconds", "30"]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "PyTorch finds no GPU; --device cpu rehearses" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_names_are_refused() -> None:
+    for option, name in (("--phase", "compile,corectness"), ("--operation", "window")):
+        command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", option, name]
+        done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "there is no" in done.stderr
