@@ -1,7 +1,7 @@
 """Compiles every Triton kernel of every operation for GPUs from T4 to B200, without one: does it fit?
 
     python scripts/aot_report.py --csv benchmarks/aot.csv
-    python scripts/aot_report.py --operation window_attention --target sm_75 --case stage --dtype float16
+    python scripts/aot_report.py --operation window_attention --target sm_75 --case stage --details window.csv
 
 The launches of a forward and a backward pass of each case of a real variant, and of some awkward ones, are recorded and
 compiled as they would be at run time. Exit status 1 if a kernel does not compile, takes more shared memory than the GPU
@@ -38,6 +38,8 @@ DTYPES = ["float16", "bfloat16", "float32", "tf32"]
 FROM_AMPERE = ("bfloat16", "tf32")
 AWKWARD_CASES = 3
 """How many of the awkward cases of an operation are compiled, the widest heads first."""
+MOST = ("registers", "spills", "shared", "instructions")
+"""Of these a summary has the largest."""
 NARROW = 64
 """Heads up to which nothing may spill."""
 
@@ -49,7 +51,8 @@ def main(
     dtype: Annotated[list[str], typer.Option(help="float16, float32; bfloat16, tf32: not on sm_75.")] = DTYPES,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended, one a kernel and target.")] = None,
+    details: Annotated[Path | None, typer.Option(help="CSV file to which every variant is appended.")] = None,
 ) -> None:
     """Print registers, spills and shared memory of every kernel on every target."""
     if os.environ.get("TRITON_INTERPRET"):
@@ -61,9 +64,11 @@ def main(
         except Exception as error:  # the other operations are still of interest
             broken.append(f"does not run: {name}: {type(error).__name__}: {error}")
     rows = compile_all(wanted, jobs)
-    show(rows)
-    if csv_file is not None and rows:
-        append(csv_file, rows)
+    totals = summary(rows)
+    show(totals)
+    for path, found in ((csv_file, totals), (details, rows)):
+        if path is not None and found:
+            append(path, found)
     for row in rows:
         if row["problem"]:
             who = f"{row['kernel']} on {row['target']}, {row['dtype']}, {row['options']}, {row['case']}"
@@ -137,24 +142,27 @@ def row_of(operation: str, kernel: Kernel, target: Target, dtype: str, cases: li
     }
 
 
-def show(rows: list[dict]) -> None:
-    """Print the most that the variants of each kernel take, a line a kernel and target."""
-    table = Table("kernel", "target", "variants", "registers", "spills (B)", "shared (KiB)", "of", "problems")
+def summary(rows: list[dict]) -> list[dict]:
+    """A row for each kernel and target: the most that its variants take."""
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         groups[row["kernel"], row["target"]].append(row)
-    for (kernel, target), group in sorted(groups.items(), key=lambda item: (item[0][0], listed(item[0][1]))):
-        built = [row for row in group if not row["error"]]
-        most = {name: max((row[name] for row in built), default=0) for name in ("registers", "spills", "shared")}
-        table.add_row(
-            kernel,
-            target,
-            str(len(group)),
-            *(str(most[name]) for name in ("registers", "spills")),
-            f"{most['shared'] / 1024:.1f}",
-            f"{group[0]['limit'] / 1024:.0f}",
-            str(sum(bool(row["problem"]) for row in group) or ""),
-        )
+    common = ("date", "device", "python", "torch", "triton", "zoo", "operation", "kernel", "target", "limit")
+    return [
+        {name: group[0][name] for name in common}
+        | {"variants": len(group), "problems": sum(bool(row["problem"]) for row in group)}
+        | {name: max((row[name] for row in group if row[name] != ""), default="") for name in MOST}
+        for _, group in sorted(groups.items(), key=lambda item: (item[0][0], listed(item[0][1])))
+    ]
+
+
+def show(totals: list[dict]) -> None:
+    """Print a line a kernel and target."""
+    table = Table("kernel", "target", "variants", "registers", "spills (B)", "shared (KiB)", "of", "problems")
+    for row in totals:
+        numbers = (row["variants"], row["registers"], row["spills"])
+        sizes = (f"{(row['shared'] or 0) / 1024:.1f}", f"{row['limit'] / 1024:.0f}")
+        table.add_row(row["kernel"], row["target"], *map(str, numbers), *sizes, str(row["problems"] or ""))
     Console(width=140).print(table)
 
 

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,9 +146,8 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert "maxvit_tiny_tf_224 stage 3 grid" in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     command = [sys.executable, "scripts/gpu_check.py", "--out", str(tmp_path), "--seconds", "30"]
     done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
     assert done.returncode == 1
@@ -160,3 +161,58 @@ def test_unknown_names_are_refused() -> None:
         done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
         assert done.returncode == 2
         assert "there is no" in done.stderr
+
+
+class StandIn:
+    """As much of `torch.cuda` as a timer needs, with a clock of its own: an eager call takes 90 us, its kernels 30."""
+
+    def __init__(self, captures: bool) -> None:
+        self.now, self.captures, self.capturing = 0.0, captures, False
+        stand_in = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = stand_in.now
+
+            def elapsed_time(self, later: Event) -> float:
+                return later.at - self.at
+
+        class CUDAGraph:
+            def replay(self) -> None:
+                stand_in.now += 0.030
+
+        class Stream:
+            def wait_stream(self, other: Stream) -> None:
+                pass
+
+        self.Event, self.CUDAGraph, self.Stream, self.current_stream = Event, CUDAGraph, Stream, Stream
+        self.stream, self.synchronize = lambda stream: nullcontext(), lambda: None
+
+    @contextmanager
+    def graph(self, graph: object):
+        self.capturing = True
+        yield
+        self.capturing = False
+
+    def call(self) -> None:
+        if self.capturing and not self.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.now += 0.090
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_kernels_are_timed_without_their_host(captures: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import measure
+
+    cuda = StandIn(captures)
+    monkeypatch.setattr(measure, "L2_BYTES", 16)
+    monkeypatch.setattr(
+        measure, "torch", SimpleNamespace(cuda=cuda, uint8=torch.uint8, empty=lambda n, **_: torch.empty(n))
+    )
+    time = measure.gpu_time(cuda.call)
+    assert time.eager == pytest.approx(90e-6)
+    assert time.kernels == pytest.approx(30e-6 if captures else 90e-6)
+    assert time.captured == captures
