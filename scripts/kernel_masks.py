@@ -116,6 +116,23 @@ def _sdpa_neighborhood(case, batch: int, device: str) -> Function | None:
     return call
 
 
+def _gathered_neighborhood(case, batch: int, device: str) -> Function:
+    sides = [neighbors(n, s, d, device) for n, s, d in zip(case.shape, case.size, case.dilation, strict=True)]
+    (rows, down), (columns, right) = sides
+    keys = (rows[:, None, :, None] * case.shape[1] + columns[None, :, None]).flatten(0, 1).flatten(1)
+
+    def call(q, k, v, bias=None):
+        k, v = (t.flatten(1, 2)[:, keys].flatten(0, 1).transpose(1, 2) for t in (k, v))
+        mask = None
+        if bias is not None:
+            mask = bias[:, down[:, None, :, None], right[None, :, None]].flatten(3).flatten(1, 2)
+            mask = mask.transpose(0, 1)[:, :, None].repeat(len(q), 1, 1, 1)
+        out = F.scaled_dot_product_attention(q.flatten(0, 2)[:, :, None], k, v, attn_mask=mask)
+        return out[:, :, 0].view(q.shape)
+
+    return call
+
+
 def _flex_window(case, batch: int, device: str) -> Function | None:
     """Only for maps that the groups fill."""
     if any(n % (s * i) for n, s, i in zip(case.shape, case.size, case.interval, strict=True)):
@@ -256,4 +273,5 @@ SDPA = {
     "neighborhood_attention": _sdpa_neighborhood,
     "routing_attention": _sdpa_routing,
 }
-"""Of windows the reference itself is SDPA on partitioned tensors, the way timm computes them."""
+GATHERED = {"neighborhood_attention": _gathered_neighborhood}
+"""SDPA on a copy of each query's own keys, which for windows and routed regions the reference itself is."""

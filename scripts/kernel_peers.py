@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
-from kernel_masks import FLEX, SDPA, Function
+from kernel_masks import FLEX, GATHERED, SDPA, Function
 
 THREADS = 128
 """Of a block of swattention's kernels, as its authors call them."""
@@ -37,6 +37,8 @@ def peers(operation: str, case, batch: int, device: str, training: bool) -> list
         found.append(Peer("flex_attention", FLEX[operation](case, batch, device)))
     if operation in SDPA:
         found.append(Peer("sdpa", SDPA[operation](case, batch, device)))
+    if operation in GATHERED:
+        found.append(Peer("sdpa, gathered", GATHERED[operation](case, batch, device)))
     if operation == "neighborhood_attention" and find_spec("natten"):
         found.append(_natten(case, device))
     if operation == "aggregated_attention" and device == "cuda" and find_spec("swattention"):
