@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.native import as_float, call, numbers, strides
+from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
 
 
 def forward(
@@ -20,7 +20,7 @@ def forward(
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
     routes = routes.long().contiguous()
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
+    out, lse = empty(q.shape), empty(q.shape[:4])
     shape, layout = numbers(*q.shape, *region, routes.shape[2]), strides(q, k, v, out)
     call("routing_attention_forward", q, k, v, routes, out, lse, shape, layout, scale)
     return out.to(dtype), lse
@@ -41,7 +41,7 @@ def backward(
     dtype = q.dtype
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     routes = routes.long().contiguous()
-    dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
+    dq, dk, dv = empty(q.shape), zeros(q.shape), zeros(q.shape)
     shape, layout = numbers(*q.shape, *region, routes.shape[2]), strides(q, k, v, grad, out, dq)
     call("routing_attention_backward", grad, q, k, v, routes, out, lse, dq, dk, dv, shape, layout, scale)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)

@@ -35,6 +35,10 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], top
 def region_scores(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
     """See `api.region_scores`."""
     q, k = (_region_means(t.detach(), region) for t in (q, k))
+    kind = q.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):  # it would multiply in half precision
+            return q @ k.mT
     return q @ k.mT
 
 

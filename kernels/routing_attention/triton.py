@@ -8,18 +8,17 @@ import triton.language as tl
 
 from zoo.kernels.launch import launch
 from zoo.kernels.routing_attention.triton_backward import backward
+from zoo.kernels.routing_attention.triton_lists import log_counts
 from zoo.kernels.routing_attention.triton_tiles import (
     LOG2E,
-    attended,
-    keys_of,
     listed_rows,
-    log_counts,
-    map_arguments,
+    log_choices,
+    offsets,
     on_map,
-    own_rows,
     program,
     read,
     readable,
+    rows,
     tiling,
     write,
 )
@@ -32,52 +31,61 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `operator.forward`."""
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
-    q, k, v = map(readable, (q, k, v))
+    q, k, v, routes = readable(q), readable(k), readable(v), routes.contiguous()
+    batch, height, width, heads, _ = q.shape
     plan = tiling(q, routes, region)
-    choice = log_counts(routes.contiguous()) if plan.dense else routes.contiguous()
-    strides = [n for t in (q, k, v) for n in t.stride()[:4]]
-    launch(
-        _forward,
-        (q.shape[0] * plan.tiles * q.shape[3],),
-        *(q, k, v, choice, out, lse, scale, *strides, *map_arguments(q, routes, region, plan)),
-        **plan.options(q),
-    )
+    choice = log_counts(routes, plan.table, q.dtype) if plan.dense else routes
+    strides = (*q.stride()[:4], *k.stride()[:4], *v.stride()[:4])
+    sizes = (height, width, plan.table)
+    grid = (batch * plan.tiles * heads,)
+    launch(_forward, grid, q, k, v, choice, out, lse, scale, *strides, *sizes, **plan.constants)
     return out, lse
 
 
 @triton.jit
 def _forward(
     q, k, v, choice, out, lse, scale,
-    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    height, width, heads, region_height, region_width, columns, regions, topk, tiles,
-    OWN: tl.constexpr, OTHER: tl.constexpr, DENSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, height, width, table,
+    REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr, REGIONS: tl.constexpr, TOPK: tl.constexpr,
+    HEADS: tl.constexpr, TILES: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, STEPS: tl.constexpr,
+    DENSE: tl.constexpr,
+    INSIDE: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, tile, image = program(tl.program_id(0), tiles, heads)
-    tokens = region_height * region_width
-    region, token, exists = own_rows(tile, regions, tokens, OWN, DENSE)
-    y, x, inside = on_map(region, token, exists, height, width, region_height, region_width, columns)
-    queries = read(q, image, y, x, head, q_b, q_y, q_x, q_h, inside, D, BLOCK_D)
-    choice, positions = keys_of(choice, image, region, regions, topk, tokens, DENSE)
+    TOKENS: tl.constexpr = REGION_H * REGION_W
+    head, tile, image = program(tl.program_id(0), TILES, HEADS)
+    region, token, exists = rows(tile, REGIONS, TOKENS, OWN, DENSE)
+    inside = on_map(region, token, exists, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+    own = offsets(region, token, q_y, q_x, REGION_H, REGION_W, COLUMNS)
+    queries = read(q + image * q_b + head * q_h, own, inside, D, BLOCK_D)
+    k += image * k_b + head * k_h
+    v += image * v_b + head * v_h
+    choice += image * REGIONS * table if DENSE else (image * REGIONS + region) * TOPK
 
     largest = tl.full([OWN], -1e30, tl.float32)  # finite: a tile may hold no key of a query
     total = tl.zeros([OWN], tl.float32)
     mean = tl.zeros([OWN, BLOCK_D], tl.float32)
-    for begin in range(0, positions, OTHER):
-        other, other_token, listed = listed_rows(begin, positions, choice, tokens, OTHER, DENSE)
-        key_y, key_x, there = on_map(other, other_token, listed, height, width, region_height, region_width, columns)
-        keys = read(k, image, key_y, key_x, head, k_b, k_y, k_x, k_h, there, D, BLOCK_D)
-        values = read(v, image, key_y, key_x, head, v_b, v_y, v_x, v_h, there, D, BLOCK_D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * LOG2E)
-        # keys beyond the map are zeros, but they do take part: listed, not there
-        logits = attended(logits, choice, region, exists, other, listed, regions, DENSE)
+    for step in range(STEPS):
+        other, other_token, listed = listed_rows(step, choice, REGIONS if DENSE else TOPK, TOKENS, OTHER, DENSE)
+        there = on_map(other, other_token, listed, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+        keys = read(k, offsets(other, other_token, k_y, k_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        values = read(v, offsets(other, other_token, v_y, v_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
+        if DENSE:
+            logits += log_choices(choice, table, region, exists, step, TOKENS, OWN, OTHER, PRECISION)
+        if not FULL:  # keys beyond the map are zeros, but they do take part: listed, not there
+            logits = tl.where(listed[None, :], logits, -float("inf"))
         larger = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - larger[:, None])
         shrink = tl.exp2(largest - larger)
         total = total * shrink + tl.sum(weights, 1)
-        mean = mean * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        mean = mean * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
         largest = larger
 
     total = tl.where(exists, total, 1.0)
-    pixel, origin = y * width + x, image * height * width * heads + head
-    write(out + origin * D, mean / total[:, None], pixel, inside, heads, D, BLOCK_D)
-    tl.store(lse + origin + pixel * heads, (largest + tl.log2(total)) / LOG2E, mask=inside)
+    pixel = (
+        image * height * width * HEADS
+        + head
+        + offsets(region, token, width * HEADS, HEADS, REGION_H, REGION_W, COLUMNS)
+    )
+    write(out, mean * (1.0 / total)[:, None], pixel * D, inside, D, BLOCK_D)
+    tl.store(lse + pixel, (largest + tl.log2(total)) / LOG2E, mask=inside)

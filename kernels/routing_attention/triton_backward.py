@@ -7,18 +7,17 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import launch
+from zoo.kernels.routing_attention.triton_lists import GROUP, choosers, log_counts
 from zoo.kernels.routing_attention.triton_tiles import (
     LOG2E,
-    attended,
-    keys_of,
     listed_rows,
-    log_counts,
-    map_arguments,
+    log_choices,
+    offsets,
     on_map,
-    own_rows,
     program,
     read,
     readable,
+    rows,
     tiling,
     write,
 )
@@ -37,118 +36,166 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `operator.backward`."""
     dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
-    grad, q, k, v, out = map(readable, (grad, q, k, v, out))
-    lse, delta = lse.contiguous(), torch.empty_like(lse, memory_format=torch.contiguous_format)
-    strides = [n for t in (grad, q, k, v, out) for n in t.stride()[:4]]
-    plan, routes = tiling(q, routes, region, backward=True), routes.contiguous()
-    sizes = map_arguments(q, routes, region, plan)
-    choice = log_counts(routes) if plan.dense else routes
-    grid = (q.shape[0] * plan.tiles * q.shape[3],)
-    launch(_queries, grid, grad, q, k, v, choice, out, lse, delta, dq, scale, *strides, *sizes, **plan.options(q))
+    grad, q, k, v, lse, routes = *map(readable, (grad, q, k, v)), lse.contiguous(), routes.contiguous()
+    batch, height, width, heads, _ = q.shape
+    plan = tiling(q, routes, region, backward=True)
+    strides = (*grad.stride()[:4], *q.stride()[:4], *k.stride()[:4], *v.stride()[:4])
+    sizes = (height, width, plan.table)
+    choice = log_counts(routes, plan.table, q.dtype) if plan.dense else routes
+    grid = (batch * plan.tiles * heads,)
+    delta = lse  # if one pass does it all, no kernel touches it
+    if not plan.single:
+        out, delta = readable(out), torch.empty_like(lse)
+        arguments = (grad, q, k, v, choice, out, lse, delta, dq, scale, *strides, *out.stride()[:4], *sizes)
+        launch(_queries, grid, *arguments, **plan.constants)
 
-    choosers, bounds = (choice, choice) if plan.dense else _inverse(routes)
-    turns = 1 if plan.dense else 2
-    arguments = (grad, q, k, v, choosers, bounds, lse, delta, dk, dv, scale, *strides[:16], *sizes)
-    launch(_keys_values, (turns * grid[0],), *arguments, **plan.options(q))
+    lists, work, groups, size = choice, choice, 0, 0
+    if not plan.dense:
+        lists, work = choosers(routes)
+        groups, size = work.shape[:2]
+        grid = (groups * size * (plan.tiles // routes.shape[1]) * heads,)
+    arguments = (grad, q, k, v, lists, work, lse, delta, dq, dk, dv, scale, *strides, *sizes, groups, size)
+    launch(_keys_values, grid, *arguments, **plan.constants, SINGLE=plan.single)
     return dq, dk, dv
 
 
-def _inverse(routes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The regions that chose region 0, then those that chose region 1 ..., and where the list of each begins."""
-    batch, regions, topk = routes.shape
-    chosen, order = routes.flatten(1).sort(dim=1, stable=True)
-    numbers = torch.arange(regions + 1, device=routes.device).expand(batch, -1).contiguous()
-    return order // topk, torch.searchsorted(chosen, numbers)
+@triton.jit
+def _slopes(logits, grads, values, sums, deltas, SINGLE: tl.constexpr, PRECISION: tl.constexpr):
+    """Weights of keys for queries, and slopes of the loss by their logits, (queries, keys).
+
+    SINGLE: all keys of a query are there.
+    """
+    weights = tl.exp2(logits - sums[:, None])
+    slopes = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+    if SINGLE:
+        deltas = tl.sum(weights * slopes, 1)
+    return weights, weights * (slopes - deltas[:, None])
 
 
 @triton.jit
 def _queries(
     grad, q, k, v, choice, out, lse, delta, dq, scale,
     g_b, g_y, g_x, g_h, q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h, o_b, o_y, o_x, o_h,
-    height, width, heads, region_height, region_width, columns, regions, topk, tiles,
-    OWN: tl.constexpr, OTHER: tl.constexpr, DENSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    height, width, table,
+    REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr, REGIONS: tl.constexpr, TOPK: tl.constexpr,
+    HEADS: tl.constexpr, TILES: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, STEPS: tl.constexpr,
+    DENSE: tl.constexpr,
+    INSIDE: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, tile, image = program(tl.program_id(0), tiles, heads)
-    tokens = region_height * region_width
-    region, token, exists = own_rows(tile, regions, tokens, OWN, DENSE)
-    y, x, inside = on_map(region, token, exists, height, width, region_height, region_width, columns)
-    pixel, origin = y * width + x, image * height * width * heads + head
-    queries = read(q, image, y, x, head, q_b, q_y, q_x, q_h, inside, D, BLOCK_D)
-    grads = read(grad, image, y, x, head, g_b, g_y, g_x, g_h, inside, D, BLOCK_D)
-    outs = read(out, image, y, x, head, o_b, o_y, o_x, o_h, inside, D, BLOCK_D)
+    TOKENS: tl.constexpr = REGION_H * REGION_W
+    head, tile, image = program(tl.program_id(0), TILES, HEADS)
+    region, token, exists = rows(tile, REGIONS, TOKENS, OWN, DENSE)
+    inside = on_map(region, token, exists, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+    own = offsets(region, token, q_y, q_x, REGION_H, REGION_W, COLUMNS)
+    queries = read(q + image * q_b + head * q_h, own, inside, D, BLOCK_D)
+    own = offsets(region, token, g_y, g_x, REGION_H, REGION_W, COLUMNS)
+    grads = read(grad + image * g_b + head * g_h, own, inside, D, BLOCK_D)
+    own = offsets(region, token, o_y, o_x, REGION_H, REGION_W, COLUMNS)
+    outs = read(out + image * o_b + head * o_h, own, inside, D, BLOCK_D)
     deltas = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
-    tl.store(delta + origin + pixel * heads, deltas, mask=inside)
+    pixel = (
+        image * height * width * HEADS
+        + head
+        + offsets(region, token, width * HEADS, HEADS, REGION_H, REGION_W, COLUMNS)
+    )
+    tl.store(delta + pixel, deltas, mask=inside)
     # a row beyond the map has no weights, whatever its logits
-    sums = tl.load(lse + origin + pixel * heads, mask=inside, other=float("inf")) * LOG2E
-    choice, positions = keys_of(choice, image, region, regions, topk, tokens, DENSE)
+    sums = tl.load(lse + pixel, mask=inside, other=float("inf")) * LOG2E
+    k += image * k_b + head * k_h
+    v += image * v_b + head * v_h
+    choice += image * REGIONS * table if DENSE else (image * REGIONS + region) * TOPK
 
     result = tl.zeros([OWN, BLOCK_D], tl.float32)
-    for begin in range(0, positions, OTHER):
-        other, other_token, listed = listed_rows(begin, positions, choice, tokens, OTHER, DENSE)
-        key_y, key_x, there = on_map(other, other_token, listed, height, width, region_height, region_width, columns)
-        keys = read(k, image, key_y, key_x, head, k_b, k_y, k_x, k_h, there, D, BLOCK_D)
-        values = read(v, image, key_y, key_x, head, v_b, v_y, v_x, v_h, there, D, BLOCK_D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * (scale * LOG2E)
-        # keys beyond the map have weights, but pull at no query: they are zeros
-        logits = attended(logits, choice, region, exists, other, there, regions, DENSE)
-        weights = tl.exp2(logits - sums[:, None])
-        slopes = weights * (tl.dot(grads, tl.trans(values), input_precision="ieee") - deltas[:, None])
-        result += tl.dot(slopes.to(keys.dtype), keys, input_precision="ieee")
-    write(dq + origin * D, result * scale, pixel, inside, heads, D, BLOCK_D)
+    for step in range(STEPS):
+        other, other_token, listed = listed_rows(step, choice, REGIONS if DENSE else TOPK, TOKENS, OTHER, DENSE)
+        # keys that are not there are zeros: they may have weights, but pull at no query
+        there = on_map(other, other_token, listed, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+        keys = read(k, offsets(other, other_token, k_y, k_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        values = read(v, offsets(other, other_token, v_y, v_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
+        if DENSE:
+            logits += log_choices(choice, table, region, exists, step, TOKENS, OWN, OTHER, PRECISION)
+        slopes = _slopes(logits, grads, values, sums, deltas, False, PRECISION)[1]
+        result += tl.dot(slopes.to(keys.dtype), keys, input_precision=PRECISION)
+    write(dq, result * scale, pixel * D, inside, D, BLOCK_D)
 
 
 @triton.jit
 def _keys_values(
-    grad, q, k, v, choosers, bounds, lse, delta, dk, dv, scale,
+    grad, q, k, v, lists, work, lse, delta, dq, dk, dv, scale,
     g_b, g_y, g_x, g_h, q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
-    height, width, heads, region_height, region_width, columns, regions, topk, tiles,
-    OWN: tl.constexpr, OTHER: tl.constexpr, DENSE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    height, width, table, groups, size,
+    REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr, REGIONS: tl.constexpr, TOPK: tl.constexpr,
+    HEADS: tl.constexpr, TILES: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, STEPS: tl.constexpr,
+    DENSE: tl.constexpr,
+    INSIDE: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SINGLE: tl.constexpr,
 ):  # fmt: skip
-    tokens = region_height * region_width
+    TOKENS: tl.constexpr = REGION_H * REGION_W
     if DENSE:
-        head, tile, image = program(tl.program_id(0), tiles, heads)
-        region, token, exists = own_rows(tile, regions, tokens, OWN, DENSE)
-        choosers += image * regions * regions
-        positions = regions * tokens
+        head, tile, image = program(tl.program_id(0), TILES, HEADS)
+        region, token, exists = rows(tile, REGIONS, TOKENS, OWN, True)
+        lists += image * REGIONS * table
+        choices, steps = REGIONS, STEPS
     else:
-        # All programs are launched twice. In the first turn those work whose region was chosen far more often than the
-        # average, so that the longest do not begin last and run alone; in the second turn all others.
-        programs = tl.num_programs(0) // 2
-        head, tile, image = program(tl.program_id(0) % programs, tiles, heads)
-        region, token, exists = own_rows(tile, regions, tokens, OWN, DENSE)
-        first = tl.load(bounds + image * (regions + 1) + region)
-        choices = (tl.load(bounds + image * (regions + 1) + region + 1) - first).to(tl.int32)
-        if (choices > 4 * topk) != (tl.program_id(0) < programs):
+        head = tl.program_id(0) % HEADS
+        image, part, work = _ordered(work, tl.program_id(0) // HEADS, groups, size, TOKENS, OWN, REGIONS)
+        region = tl.load(work)
+        if region < 0:
             return
-        choosers += image * regions * topk + first
-        positions = choices * tokens
-    y, x, inside = on_map(region, token, exists, height, width, region_height, region_width, columns)
-    keys = read(k, image, y, x, head, k_b, k_y, k_x, k_h, inside, D, BLOCK_D)
-    values = read(v, image, y, x, head, v_b, v_y, v_x, v_h, inside, D, BLOCK_D)
+        token = part * OWN + tl.arange(0, OWN)
+        exists = token < TOKENS
+        lists += image * REGIONS * TOPK + tl.load(work + 1)
+        choices = tl.load(work + 2)
+        steps = tl.cdiv(choices, OTHER // TOKENS) if TOKENS < OTHER else choices * tl.cdiv(TOKENS, OTHER)
+    inside = on_map(region, token, exists, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+    own = offsets(region, token, k_y, k_x, REGION_H, REGION_W, COLUMNS)
+    keys = read(k + image * k_b + head * k_h, own, inside, D, BLOCK_D)
+    own = offsets(region, token, v_y, v_x, REGION_H, REGION_W, COLUMNS)
+    values = read(v + image * v_b + head * v_h, own, inside, D, BLOCK_D)
+    q += image * q_b + head * q_h
+    grad += image * g_b + head * g_h
+    origin = image * height * width * HEADS + head
 
-    origin = image * height * width * heads + head
     key_slopes = tl.zeros([OWN, BLOCK_D], tl.float32)
     value_slopes = tl.zeros([OWN, BLOCK_D], tl.float32)
-    for begin in range(0, positions, OTHER):
-        other, other_token, listed = listed_rows(begin, positions, choosers, tokens, OTHER, DENSE)
-        query_y, query_x, there = on_map(
-            other, other_token, listed, height, width, region_height, region_width, columns
-        )
-        queries = read(q, image, query_y, query_x, head, q_b, q_y, q_x, q_h, there, D, BLOCK_D)
-        grads = read(grad, image, query_y, query_x, head, g_b, g_y, g_x, g_h, there, D, BLOCK_D)
-        pixel = (query_y * width + query_x) * heads
-        sums = tl.load(lse + origin + pixel, mask=there, other=float("inf")) * LOG2E
-        deltas = tl.load(delta + origin + pixel, mask=there, other=0.0)
-        logits = tl.dot(keys, tl.trans(queries), input_precision="ieee") * (scale * LOG2E)
+    for step in range(steps):
+        other, other_token, listed = listed_rows(step, lists, choices, TOKENS, OTHER, DENSE)
+        there = on_map(other, other_token, listed, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
+        queries = read(q, offsets(other, other_token, q_y, q_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        grads = read(grad, offsets(other, other_token, g_y, g_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
+        pixel = origin + offsets(other, other_token, width * HEADS, HEADS, REGION_H, REGION_W, COLUMNS)
+        sums = tl.load(lse + pixel, mask=there, other=float("inf")) * LOG2E
+        deltas = sums if SINGLE else tl.load(delta + pixel, mask=there, other=0.0)
+        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
         if DENSE:
-            pairs = other[None, :] * regions + region[:, None]
-            chosen = exists[:, None] & there[None, :]
-            logits += tl.load(choosers + pairs, mask=chosen, other=-float("inf"))
-        weights = tl.exp2(logits - sums[None, :])
-        value_slopes += tl.dot(weights.to(grads.dtype), grads, input_precision="ieee")
-        slopes = weights * (tl.dot(values, tl.trans(grads), input_precision="ieee") - deltas[None, :])
-        key_slopes += tl.dot(slopes.to(queries.dtype), queries, input_precision="ieee")
+            logits += log_choices(lists, table, other, listed, tile, TOKENS, OTHER, OWN, PRECISION)
+        weights, slopes = _slopes(logits, grads, values, sums, deltas, SINGLE, PRECISION)
+        weights, slopes = weights.to(keys.dtype), slopes.to(keys.dtype)
+        value_slopes += tl.dot(tl.trans(weights), grads, input_precision=PRECISION)
+        key_slopes += tl.dot(tl.trans(slopes), queries, input_precision=PRECISION)
+        if SINGLE:
+            pulls = tl.dot(slopes, keys, input_precision=PRECISION) * scale
+            write(dq, pulls, pixel * D, there, D, BLOCK_D)
 
-    pixel = y * width + x
-    write(dk + origin * D, key_slopes * scale, pixel, inside, heads, D, BLOCK_D)
-    write(dv + origin * D, value_slopes, pixel, inside, heads, D, BLOCK_D)
+    pixel = origin + offsets(region, token, width * HEADS, HEADS, REGION_H, REGION_W, COLUMNS)
+    write(dk, key_slopes * scale, pixel * D, inside, D, BLOCK_D)
+    write(dv, value_slopes, pixel * D, inside, D, BLOCK_D)
+
+
+@triton.jit
+def _ordered(work, number, groups, size, TOKENS: tl.constexpr, OWN: tl.constexpr, REGIONS: tl.constexpr):
+    """Image, part of a region, and entry in the list of work of a program.
+
+    The longest of all images go first, so that they do not begin last and run alone; then image by image, whose
+    queries stay in the cache.
+    """
+    parts: tl.constexpr = (TOKENS + OWN - 1) // OWN
+    item, part = number // parts, number % parts
+    first = size // 8 + 1
+    rest = tl.maximum(item - first * groups, 0)
+    ahead = item < first * groups
+    group = tl.where(ahead, item % groups, rest // tl.maximum(size - first, 1))
+    rank = tl.where(ahead, item // groups, first + rest % tl.maximum(size - first, 1))
+    image = (group // tl.cdiv(REGIONS, GROUP)).to(tl.int64)
+    return image, part, work + (group.to(tl.int64) * size + rank) * 3

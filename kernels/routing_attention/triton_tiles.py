@@ -1,67 +1,96 @@
 """What the Triton kernels of routing attention share: how rows of a tile lie on the map, and the sizes of tiles.
 
-Positions are counted by region (row-major) and by token inside it (row-major), so a list of regions is a list of
-positions, of which a tile takes the next ones. Positions beyond the map exist, but are never read or written.
+A list of regions is cut into tiles: a tile holds a part of one region, or as many whole regions as it has room for.
+Everything that depends on the size of a region is a constant of the kernel, so that no row divides.
 
 There are two ways to go. By default a program serves one region and walks along the list of regions that it is routed
-to. Where regions are so small that most rows of a tile would stay empty, a tile is filled with the positions of many
-regions, walks along the whole map, and adds the logarithm of how often a region was chosen to the logits ("dense").
+to. Where regions are so small that most rows of a tile would stay empty, a tile is filled with many regions, walks
+along the whole map, and adds the logarithm of how often a region was chosen to the logits ("dense").
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
-from zoo.kernels.launch import capability, launch
+from zoo.kernels.launch import capability, input_precision
 from zoo.kernels.sizes import steps
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+UNIT: tl.constexpr = tl.constexpr(8192.0)
+"""Logarithms in a table are in this unit, so that float16 holds the one of zero choices, too."""
 NARROWEST, WIDEST = 16, 64
 """Rows of a tile: no fewer can be multiplied, and no more are held in registers."""
+PER_TILE = 16
+"""What a tile costs beside its rows, in rows."""
 
 
 @dataclass(frozen=True)
 class Tiling:
     """How a call is cut into programs.
 
-    `own` rows stay with a program, `other` rows come and go; `tiles` programs serve an image and a head.
+    `own` rows stay with a program, `other` rows come and go; `tiles` programs serve an image and a head. `single`: one
+    pass gives all gradients. `options` of a launch are in `constants`.
     """
 
     dense: bool
+    single: bool
     own: int
-    other: int
     tiles: int
-    warps: int
-    stages: int
-
-    def options(self, q: torch.Tensor) -> dict[str, int]:
-        """For a launch."""
-        head = {"D": q.shape[-1], "BLOCK_D": padded_channels(q.shape[-1])}
-        tile = {"OWN": self.own, "OTHER": self.other, "DENSE": self.dense}
-        return head | tile | {"num_warps": self.warps, "num_stages": self.stages}
+    table: int
+    constants: dict[str, object]
 
 
 def tiling(q: torch.Tensor, routes: torch.Tensor, region: list[int], backward: bool = False) -> Tiling:
     """Tiles by head width, precision, and how many positions a region and a list of regions have."""
-    regions, topk = routes.shape[1:]
-    tokens = region[0] * region[1]
+    precision = input_precision(q)
+    tensor_cores = capability(q.device) >= 80 and (q.element_size() == 2 or precision == "tf32")
+    return _tiling(q.shape[1:], tuple(region), routes.shape[-1], tensor_cores, precision, backward)
+
+
+@lru_cache(1024)
+def _tiling(
+    shape: tuple[int, ...], region: tuple[int, int], topk: int, tensor_cores: bool, precision: str, backward: bool
+) -> Tiling:  # fmt: skip
+    height, width, heads, head_dim = shape
+    rows, columns = steps(height, region[0]), steps(width, region[1])
+    regions, tokens, channels = rows * columns, region[0] * region[1], padded_channels(head_dim)
     dense = regions * tokens <= NARROWEST * topk  # else the work saved outweighs the empty rows
-    tensor_cores = q.element_size() == 2 and capability(q.device) >= 80
-    own, other, warps, stages = largest_tile(padded_channels(q.shape[-1]), tensor_cores, backward)
-    if not dense and triton.next_power_of_2(tokens) < own:
-        before, own = own, max(NARROWEST, triton.next_power_of_2(tokens))
-        if tensor_cores or backward:
-            warps = max(warps * own // before, 1)
-    listed = (regions if dense else topk) * tokens
-    other = min(other, max(NARROWEST, triton.next_power_of_2(listed)))
-    if other == WIDEST and 0 < listed % WIDEST <= WIDEST // 2:
-        other //= 2  # the last tile would be half empty
-    tiles = steps(regions * tokens, own) if dense else regions * steps(tokens, own)
-    return Tiling(dense, own, other, tiles, warps, stages)
+    most, widest, warps, stages = largest_tile(channels, tensor_cores, backward)
+    own = min(most, max(NARROWEST, triton.next_power_of_2(regions * tokens if dense else tokens)))
+    if tensor_cores or backward:
+        warps = max(warps * own // most, 1)
+    listed = regions if dense else topk
+    widest = min(widest, 2 * own) if backward else widest
+    sizes = [size for size in (64, 32, 16) if size <= widest]
+    other = min(sizes, key=lambda size: tiles_of(listed, tokens, size) * (size + PER_TILE))
+    tiles = tiles_of(regions, tokens, own) if dense else regions * steps(tokens, own)
+    table = max(table_columns(regions, tokens, size) for size in (own, other))
+    constants = {
+        "REGION_H": region[0], "REGION_W": region[1], "COLUMNS": columns, "REGIONS": regions, "TOPK": topk,
+        "HEADS": heads, "TILES": tiles, "OWN": own, "OTHER": other, "STEPS": tiles_of(listed, tokens, other),
+        "DENSE": dense,
+        "INSIDE": (height, width) == (rows * region[0], columns * region[1]),
+        "FULL": tokens % other == 0 or (other % tokens == 0 and (dense or topk % (other // tokens) == 0)),
+        "D": head_dim, "BLOCK_D": channels, "PRECISION": precision, "num_warps": warps, "num_stages": stages,
+    }  # fmt: skip
+    return Tiling(dense, topk == 1 and tokens <= own and not dense, own, tiles, table, constants)
+
+
+def tiles_of(regions: int, tokens: int, rows: int) -> int:
+    """How many tiles a list of regions takes."""
+    return steps(regions, rows // tokens) if tokens < rows else regions * steps(tokens, rows)
+
+
+def table_columns(regions: int, tokens: int, rows: int) -> int:
+    """Regions beyond the last may be read as well, by the last tile of a list of all; see `log_choices`."""
+    fit = max(rows // tokens, 1)
+    slots = max(NARROWEST, triton.next_power_of_2(fit))
+    return steps(steps(regions, fit) * fit - fit + slots, NARROWEST) * NARROWEST
 
 
 def largest_tile(channels: int, tensor_cores: bool, backward: bool) -> tuple[int, int, int, int]:
@@ -76,7 +105,7 @@ def largest_tile(channels: int, tensor_cores: bool, backward: bool) -> tuple[int
             return (16, 32, 4, 1) if channels > 16 else (32, 16, 4, 1)
         return 32, 32, 4, 1
     if backward:
-        return (64, 32, 8, 3) if channels > 32 and not torch.version.hip else (64, 32, 4, 3)
+        return (64, 32, 8, 3) if channels > 32 and not torch.version.hip else (64, 64, 4, 3)
     return (64, 32, 4, 3) if channels > 32 else (64, 64, 4, 3)
 
 
@@ -87,34 +116,13 @@ def padded_channels(head_dim: int) -> int:
 
 def readable(x: torch.Tensor) -> torch.Tensor:
     """`x`, or a copy if a head's channels are not side by side or an image spans more than 32-bit offsets."""
-    span = sum((n - 1) * abs(step) for n, step in zip(x.shape[1:], x.stride()[1:], strict=True))
-    return x if x.stride(-1) == 1 and span < 2**31 else x.contiguous()
+    return x if _fits(x.shape[1:], x.stride()[1:]) else x.contiguous()
 
 
-def map_arguments(q: torch.Tensor, routes: torch.Tensor, region: list[int], plan: Tiling) -> list[int]:
-    """The integers of every kernel, in their order."""
-    height, width, heads = q.shape[1:4]
-    return [height, width, heads, *region, steps(width, region[1]), *routes.shape[1:], plan.tiles]
-
-
-def log_counts(routes: torch.Tensor) -> torch.Tensor:
-    """How often a region was chosen by another, (B, regions, regions) as float32 logarithms to base 2."""
-    batch, regions, topk = routes.shape
-    out = routes.new_empty((batch, regions, regions), dtype=torch.float32)
-    block = triton.next_power_of_2(regions)
-    launch(_log_counts, (batch * regions,), routes, out, regions, topk, BLOCK=block, num_warps=1)
-    return out
-
-
-@triton.jit
-def _log_counts(routes, out, regions, topk, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    others = tl.arange(0, BLOCK)
-    counts = tl.zeros([BLOCK], tl.int32)
-    for rank in range(topk):
-        counts += (tl.load(routes + row * topk + rank).to(tl.int32) == others).to(tl.int32)
-    logs = tl.where(counts > 0, tl.log2(tl.maximum(counts, 1).to(tl.float32)), -float("inf"))
-    tl.store(out + row * regions + others, logs, mask=others < regions)
+@lru_cache(1024)
+def _fits(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    span = sum((n - 1) * abs(step) for n, step in zip(shape, strides, strict=True))
+    return strides[-1] == 1 and span < 2**31
 
 
 @triton.jit
@@ -124,67 +132,82 @@ def program(number, tiles, heads):
 
 
 @triton.jit
-def own_rows(tile, regions, tokens, BLOCK: tl.constexpr, DENSE: tl.constexpr):
-    """Region and token of each row of a tile, and whether there is such a row; one region for all unless DENSE."""
-    if DENSE:
-        slot = tile * BLOCK + tl.arange(0, BLOCK)
-        return slot // tokens, slot % tokens, slot < regions * tokens
+def rows(tile, regions, TOKENS: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr):
+    """Place in a list of regions and token of each row of a tile, and whether there is such a row.
+
+    One region for all rows, unless tiles are shared by regions that are smaller.
+    """
+    row = tl.arange(0, BLOCK)
+    if SHARED and TOKENS < BLOCK:
+        place = tile * (BLOCK // TOKENS) + row // TOKENS
+        return place, row % TOKENS, (row < BLOCK // TOKENS * TOKENS) & (place < regions)
     else:
-        tiles = tl.cdiv(tokens, BLOCK)
-        token = tile % tiles * BLOCK + tl.arange(0, BLOCK)
-        return tile // tiles, token, token < tokens
+        parts: tl.constexpr = (TOKENS + BLOCK - 1) // BLOCK
+        token = tile % parts * BLOCK + row
+        return tile // parts, token, token < TOKENS
 
 
 @triton.jit
-def listed_rows(begin, positions, listed, tokens, BLOCK: tl.constexpr, DENSE: tl.constexpr):
-    """Region and token of the rows from `begin` of a list of regions, or of all regions, and whether there are such."""
-    slot = begin + tl.arange(0, BLOCK)
-    exists = slot < positions
-    region = slot // tokens
-    token = slot - region * tokens
-    if not DENSE:
-        region = tl.load(listed + region, mask=exists, other=0).to(tl.int32)
-    return region, token, exists
+def listed_rows(tile, listed, regions, TOKENS: tl.constexpr, BLOCK: tl.constexpr, DENSE: tl.constexpr):
+    """Region and token of the rows of a tile of a list of regions, or of all regions, and whether there are such."""
+    place, token, exists = rows(tile, regions, TOKENS, BLOCK, True)
+    if DENSE:
+        return place, token, exists
+    elif TOKENS < BLOCK:
+        return tl.load(listed + place, mask=exists, other=0).to(tl.int32), token, exists
+    else:
+        return tl.load(listed + place).to(tl.int32), token, exists
 
 
 @triton.jit
-def on_map(region, token, exists, height, width, region_height, region_width, columns):
-    """Where a position lies, and whether it exists on the map itself."""
-    y = region // columns * region_height + token // region_width
-    x = region % columns * region_width + token % region_width
-    return y, x, exists & (y < height) & (x < width)
+def offsets(region, token, x_y, x_x, REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where positions lie in an image; the sum of a region's origin and of what is the same for all regions."""
+    origin = region // COLUMNS * (REGION_H * x_y) + region % COLUMNS * (REGION_W * x_x)
+    return origin + (token // REGION_W * x_y + token % REGION_W * x_x)
 
 
 @triton.jit
-def read(x, image, row, column, head, x_b, x_y, x_x, x_h, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def on_map(
+    region, token, exists, height, width,
+    REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """Whether a position exists on the map itself; INSIDE: all regions do."""
+    if INSIDE:
+        return exists
+    else:
+        bottom, right = height - region // COLUMNS * REGION_H, width - region % COLUMNS * REGION_W
+        return exists & (token // REGION_W < bottom) & (token % REGION_W < right)
+
+
+@triton.jit
+def read(x, places, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """A head's channels at the positions of a tile, zeros where not `inside`."""
     channel = tl.arange(0, BLOCK_D)
-    places = x + image * x_b + head * x_h + (row * x_y + column * x_x)[:, None] + channel[None, :]
-    return tl.load(places, mask=inside[:, None] & (channel < D)[None, :], other=0.0)
+    return tl.load(x + places[:, None] + channel[None, :], mask=inside[:, None] & (channel < D)[None, :], other=0.0)
 
 
 @triton.jit
-def write(x, rows, pixel, inside, heads, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write a tile to a contiguous map of which `x` points to the image and head."""
+def write(x, values, places, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `read`."""
     channel = tl.arange(0, BLOCK_D)
-    places = x + (pixel * heads * D)[:, None] + channel[None, :]
-    tl.store(places, rows.to(x.dtype.element_ty), mask=inside[:, None] & (channel < D)[None, :])
+    mask = inside[:, None] & (channel < D)[None, :]
+    tl.store(x + places[:, None] + channel[None, :], values.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def keys_of(choice, image, region, regions, topk, tokens, DENSE: tl.constexpr):
-    """What a query region's own part of `choice` is, and how many positions it attends."""
-    if DENSE:
-        return choice + image * regions * regions, regions * tokens
-    else:
-        return choice + (image * regions + region) * topk, topk * tokens
+def log_choices(
+    table, columns, region, exists, tile, TOKENS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logarithms of how often a tile's queries chose each key of tile number `tile` of all, (OWN, OTHER).
 
-
-@triton.jit
-def attended(logits, choice, region, exists, other, listed, regions, DENSE: tl.constexpr):
-    """Logits (queries, keys), and minus infinity for the pairs that do not attend."""
-    if DENSE:
-        pairs = region[:, None] * regions + other[None, :]
-        return logits + tl.load(choice + pairs, mask=exists[:, None] & listed[None, :], other=-float("inf"))
-    else:
-        return tl.where(listed[None, :], logits, -float("inf"))
+    The columns of the table for the regions of that tile, each repeated for the tokens of its region: a product.
+    """
+    fit: tl.constexpr = OTHER // TOKENS if OTHER > TOKENS else 1
+    parts: tl.constexpr = (TOKENS + OTHER - 1) // OTHER
+    slots: tl.constexpr = max(16, triton.next_power_of_2(fit))
+    slot = tl.arange(0, slots)
+    row = (region + tl.zeros([OWN], tl.int32)) * columns
+    logs = tl.load(table + row[:, None] + (tile // parts * fit + slot)[None, :], mask=exists[:, None], other=0.0)
+    repeated = tl.where(slot[:, None] == (tl.arange(0, OTHER) // TOKENS)[None, :], UNIT, 0.0).to(logs.dtype)
+    return tl.dot(logs, repeated, input_precision=PRECISION)
