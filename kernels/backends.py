@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from zoo.kernels import native
+from zoo.kernels.checks import as_pair
 from zoo.kernels.exporting import exporting
 from zoo.kernels.launch import capability
 
@@ -20,9 +21,12 @@ WIDEST_HEAD = 128
 _forced: str | None = None
 
 
-def choose(q: torch.Tensor) -> str:
-    """The implementation for queries like `q`: "triton", "native" (C++ on the CPU) or "reference"."""
-    return _choice(q)[0]
+def choose(q: torch.Tensor, native_limit: str = "") -> str:
+    """The implementation for queries like `q`: "triton", "native" (C++ on the CPU) or "reference".
+
+    `native_limit` is the reason why a call is too large for the C++ kernels of its operation, if it is.
+    """
+    return _choice(q, native_limit)[0]
 
 
 def implementation(operation: str, q: torch.Tensor) -> ModuleType:
@@ -30,12 +34,13 @@ def implementation(operation: str, q: torch.Tensor) -> ModuleType:
     return import_module(f"zoo.kernels.{operation}.{choose(q)}")
 
 
-def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor) -> str:
+def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **settings: object) -> str:
     """One line: which implementation of `operation` runs for these tensors, and why not a faster one.
 
     Args:
         operation: the name of a function of `zoo.kernels`.
         q, *tensors: the arguments of a call, queries first.
+        settings: other arguments of the call by name; of neighborhood attention, `size` decides, too.
 
     Raises:
         ValueError: if there is no such operation.
@@ -44,7 +49,10 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor) -> 
         raise ValueError(f"there is no operation {operation!r} in zoo.kernels")
     if find_spec(f"zoo.kernels.{operation}.operator") is None:
         return f"{operation}: reference, PyTorch's own kernels are the fastest known"
-    backend, reason = _choice(q)
+    limits = import_module(f"zoo.kernels.{operation}.native")
+    limited = hasattr(limits, "limit") and "size" in settings
+    native_limit = limits.limit(as_pair(settings["size"], "size")) if limited else ""
+    backend, reason = _choice(q, native_limit)
     return f"{operation}: {backend}, {reason}"
 
 
@@ -61,9 +69,12 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _choice(q: torch.Tensor) -> tuple[str, str]:
-    if _forced is not None:
-        return _forced, "asked for by use_backend"
+def _choice(q: torch.Tensor, native_limit: str) -> tuple[str, str]:
+    backend, reason = (_forced, "asked for by use_backend") if _forced is not None else _fastest(q)
+    return ("reference", native_limit) if backend == "native" and native_limit else (backend, reason)
+
+
+def _fastest(q: torch.Tensor) -> tuple[str, str]:
     if exporting():
         return "reference", "an exported program holds PyTorch's own operators only"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -56,7 +56,7 @@ inline float largest(Vector x) {
 }
 
 // exp to 2 units in the last place: 2^n times the Taylor polynomial of the rest, |rest| <= log(2) / 2.
-// 0 below the smallest normal number, so that a masked logit of -infinity weighs nothing.
+// 0 below the smallest normal number, so that a masked logit of -infinity weighs nothing; NaN stays NaN.
 [[gnu::always_inline]] inline Vector exponential(Vector logit) {
   Vector x = larger(logit, all(-87.f));
   Vector turns = x * 1.44269504f;
@@ -65,7 +65,8 @@ inline float largest(Vector x) {
   Vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   Vector y = all(1.f / 5040);
   for (float coefficient : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) y = y * rest + coefficient;
-  return logit < -87.f ? Vector{} : y * (Vector)((n + 127) << 23);
+  y = logit < -87.f ? Vector{} : y * (Vector)((n + 127) << 23);
+  return logit == logit ? y : logit;
 }
 
 // Numbers that begin on the boundary of a vector: a load never straddles two cache lines.

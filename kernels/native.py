@@ -32,9 +32,24 @@ def why_not() -> str:
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers."""
+    """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers.
+
+    Raises:
+        ValueError: if a tensor is not what C++ reads: single precision or 64-bit integers in the memory of this
+            process, maps (five axes) with their channels side by side, everything else contiguous.
+    """
     kernels, _ = _library()
     getattr(kernels, function)(*(_as_c(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def empty(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised result of a C++ function, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def zeros(shape: tuple[int, ...]) -> torch.Tensor:
+    """A result of a C++ function that adds to it."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def as_float(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -44,7 +59,7 @@ def as_float(x: torch.Tensor | None) -> torch.Tensor | None:
 
 def numbers(*values: int) -> torch.Tensor:
     """Integers as the C++ kernels read a list of them."""
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def strides(*maps: torch.Tensor) -> torch.Tensor:
@@ -53,9 +68,18 @@ def strides(*maps: torch.Tensor) -> torch.Tensor:
 
 
 def _as_c(argument: object) -> object:
-    if argument is None or isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, torch.Tensor):
+        _check(argument)
+        return ctypes.c_void_p(argument.data_ptr())
     return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+
+
+def _check(x: torch.Tensor) -> None:
+    dense = x.stride(-1) == 1 or x.shape[-1] == 1 if x.ndim == 5 else x.is_contiguous()
+    if x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu" or not (dense or x.numel() == 0):
+        raise ValueError(f"C++ does not read {tuple(x.shape)} {x.dtype} on {x.device} with strides {x.stride()}")
 
 
 @cache

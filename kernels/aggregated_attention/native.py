@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.native import as_float, call, numbers, strides
+from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
 
 MOST_PARTS = 4
 """Tasks of a head, in the backward pass; each has a gradient of the biases of its own."""
@@ -24,7 +24,7 @@ def forward(
     """See `operator.forward`."""
     maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
     plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
+    out, lse = empty(q.shape), empty(q.shape[:4])
     shape = numbers(*q.shape, *pooled_k.shape[1:3], size)
     call("aggregated_attention_forward", *maps, *plain, out, lse, shape, strides(*maps, out))
     return out.to(q.dtype), lse
@@ -48,11 +48,11 @@ def backward(
     maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
     plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
     grad, out = as_float(grad), as_float(out)
-    dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
-    dpooled = [torch.zeros(t.shape) for t in (pooled_k, pooled_v)]
+    dq, dk, dv = empty(q.shape), zeros(q.shape), zeros(q.shape)
+    dpooled = [zeros(t.shape) for t in (pooled_k, pooled_v)]
     parts = max(1, min(MOST_PARTS, q.shape[0]))
-    biases = [torch.zeros(parts, *t.shape) for t in (local_bias, pooled_bias)]
-    dextra = torch.empty(extra.shape)
+    biases = [zeros((parts, *t.shape)) for t in (local_bias, pooled_bias)]
+    dextra = empty(extra.shape)
     shape = numbers(*q.shape, *pooled_k.shape[1:3], size)
     layout = strides(*maps, grad, out, dq, dpooled[0])
     results = (dq, dk, dv, *dpooled, *biases, dextra)

@@ -30,7 +30,8 @@ def _bilinear(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor
     x = F.pad(x, (0, 0, 1, 1, 1, 1)).flatten(1, 2)
     # Everything further out than one position reads zeros alone: clamping keeps the indices in the padded map.
     y, z = y.clamp(-1, height), z.clamp(-1, width)
-    top, left = (t.detach().floor().clamp(-1, n - 1) for t, n in ((y, height), (z, width)))
+    # NaN has no index, but its weights carry it into the output.
+    top, left = (t.detach().floor().clamp(-1, n - 1).nan_to_num(0.0) for t, n in ((y, height), (z, width)))
     image = torch.arange(x.shape[0], device=x.device).view(-1, *(1,) * (y.ndim - 1))
     out = 0
     for row, row_weight in ((top, 1 - (y - top)), (top + 1, y - top)):

@@ -22,11 +22,17 @@ def can_run(x: torch.Tensor) -> bool:
 def deform_conv(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int]
 ) -> torch.Tensor:
-    """See `api.deform_conv`. Single precision at least: positions need it, and the operator knows no bfloat16."""
+    """See `api.deform_conv`. Single precision at least: positions need it, and the operator knows no bfloat16.
+
+    Where an offset is NaN, so is the output; the operator itself would read there from anywhere in memory.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
+    nowhere = offset.isnan()
+    offset = offset.masked_fill(nowhere, 0.0)
     tensors = (x.permute(0, 3, 1, 2).contiguous(), offset.permute(0, 3, 1, 2).contiguous(), weight, bias)
     out = deform_conv2d(*(None if t is None else t.to(wide) for t in tensors), stride)
-    return out.permute(0, 2, 3, 1).contiguous().to(x.dtype)
+    nan_or_one = torch.ones_like(out[:, :1]).masked_fill(nowhere.any(-1)[:, None], float("nan"))
+    return (out * nan_or_one).permute(0, 2, 3, 1).contiguous().to(x.dtype)
 
 
 def _flops(x_shape: tuple, weight_shape: tuple, offset_shape: tuple, *args: object, **kwargs: object) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
-from zoo.kernels.neighborhood_attention import operator, reference
+from zoo.kernels.neighborhood_attention import native, operator, reference
 from zoo.kernels.recording import recorded
 
 
@@ -27,7 +27,8 @@ def neighborhood_attention(
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides; H >= h * dilation and W >= w * dilation.
-        size: keys of a query, (h, w) odd numbers or one for both.
+        size: keys of a query, (h, w) odd numbers or one for both. On the CPU, windows beyond 13 x 15 run by PyTorch's
+            own operators, more slowly.
         dilation: pixels between neighbours, per axis.
         bias: (heads, 2h - 1, 2w - 1), by key - query + size - 1 in units of the dilation.
         scale: factor of the logits; head_dim ** -0.5 when None.
@@ -49,6 +50,6 @@ def neighborhood_attention(
     if bias is not None and bias.shape != table:
         raise ValueError(f"bias is {tuple(bias.shape)}, expected {table}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if choose(q) == "reference":
+    if choose(q, native.limit(size)) == "reference":
         return reference.neighborhood_attention(q, k, v, size, dilation, bias, scale)
     return operator.forward(q, k, v, bias, size, dilation, scale)[0]

@@ -90,8 +90,14 @@ void backward_query(const Problem& p, const float* table, const Window& window, 
                     float* changes, float* dtable) {
   add_bias<H, V>(p, table, window, weights);
   weights_again(weights, SPAN<H, V>, lse);
-  for (int j = 0; j < SPAN<H, V>; j += LANES)
-    store(changes + j, load(weights + j) * (load(changes + j) - mean));
+  for (int j = 0; j < V; j++) {
+    Integers there = has_key(p, j);
+    for (int r = 0; r < H; r++) {
+      int at = (r * V + j) * LANES;
+      Vector change = load(weights + at) * (load(changes + at) - mean);
+      store(changes + at, there ? change : Vector{});  // a weight of zero times NaN is NaN
+    }
+  }
   for (int r = 0; dtable && r < H; r++)
     for (int j = 0; j < V * LANES; j += LANES) {
       float* entry = dtable + window.bias + r * p.table_row() + j;

@@ -148,17 +148,23 @@ inline void spread(const float* weights, const float* vector, Rows& rows, const 
       }
 }
 
-// Add the biases of a window; lanes behind its rows hold no key.
+// Which lanes of vector `j` of a window's row hold a key.
+inline Integers has_key(const Problem& p, int j) {
+  Integers lane;
+  for (int i = 0; i < LANES; i++) lane[i] = j * LANES + i;
+  return lane < int(p.x.size);
+}
+
+// Add the biases of a window.
 template <int H, int V>
 inline void add_bias(const Problem& p, const float* table, const Window& window, float* logits) {
   for (int j = 0; j < V; j++) {
-    Integers lane;
-    for (int i = 0; i < LANES; i++) lane[i] = j * LANES + i;
+    Integers there = has_key(p, j);
     for (int r = 0; r < H; r++) {
       float* logit = logits + (r * V + j) * LANES;
       Vector x = load(logit);
       if (table) x += load(table + window.bias + r * p.table_row() + j * LANES);
-      store(logit, lane < int(p.x.size) ? x : all(MINUS_INFINITY));
+      store(logit, there ? x : all(MINUS_INFINITY));
     }
   }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.native import as_float, call, numbers, strides
+from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
 
 MOST_PARTS = 64
 """Tasks of a head, in the backward pass."""
@@ -23,7 +23,7 @@ def forward(
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
     bias = None if bias is None else bias.float().contiguous()
-    out, lse = torch.empty(q.shape), torch.empty(q.shape[:4])
+    out, lse = empty(q.shape), empty(q.shape[:4])
     shape = numbers(*q.shape, *size, *interval)
     call("window_attention_forward", q, k, v, bias, out, lse, shape, strides(q, k, v, out), scale)
     return out.to(dtype), lse
@@ -45,7 +45,7 @@ def backward(
     dtype, table = q.dtype, bias
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     bias = None if bias is None else bias.float().contiguous()
-    dq, dk, dv = torch.empty(q.shape), torch.zeros(q.shape), torch.zeros(q.shape)
+    dq, dk, dv = empty(q.shape), zeros(q.shape), zeros(q.shape)
     parts, partial = MOST_PARTS, None
     if bias is not None:
         parts = max(1, min(MOST_PARTS, q.numel() // max(1, bias.numel())))  # their tables are no larger than q
@@ -55,5 +55,5 @@ def backward(
         "window_attention_backward",
         *(grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale, parts),
     )
-    dbias = torch.empty(0, dtype=dtype) if partial is None else partial.sum(0).to(table.dtype)
+    dbias = q.new_empty(0, dtype=dtype) if partial is None else partial.sum(0).to(table.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias
