@@ -24,7 +24,7 @@ from zoo.kernels.window_attention.triton_groups import (
 )
 from zoo.kernels.window_attention.triton_plan import Call, residents, share_of, tiling
 
-PER_SM = 4
+PER_SM = 3
 """Programs of four warps that a multiprocessor holds at once."""
 
 

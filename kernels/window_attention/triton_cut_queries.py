@@ -23,7 +23,7 @@ from zoo.kernels.window_attention.triton_groups import (
 )
 from zoo.kernels.window_attention.triton_plan import Call, cut_plan
 
-PER_SM = 3
+PER_SM = 4
 """Programs of four warps that a multiprocessor holds at once."""
 
 

@@ -101,6 +101,7 @@ class Tiling(NamedTuple):
         return {**tile, "num_warps": self.warps, "num_stages": self.stages}
 
 
+@lru_cache(maxsize=1024)
 def tiling(call: Call, kernel: str = "forward") -> Tiling:
     """Tiles by generation, precision, head width and tokens of a group: as large as registers and shared memory allow.
 

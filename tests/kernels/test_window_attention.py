@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import pytest
 import torch
 
-from zoo.kernels import window_attention
+from tests.kernels.test_backends import _assert_close, _name
+from zoo.kernels import use_backend, window_attention
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.window_attention.cases import AWKWARD, MODELS, Case
 
@@ -94,3 +98,57 @@ def test_wrong_arguments(change: dict, words: str) -> None:
     arguments = {"q": tensor, "k": tensor, "v": tensor, "size": 2} | change
     with pytest.raises(ValueError, match=words):
         window_attention(**arguments)
+
+
+HALF, SINGLE = torch.float16, torch.float32
+LAUNCHES = (
+    (Case("several groups in a tile, whole", (8, 6), 2, 16, (4, 3), (2, 1)), HALF),
+    (Case("several groups in a tile, padded", (7, 5), 1, 16, (3, 3), (1, 2)), HALF),
+    (Case("one group in a tile", (7, 9), 1, 16, (6, 6)), HALF),
+    (Case("without tensor cores", (7, 9), 1, 16, (6, 6)), SINGLE),
+    (Case("wide head: packed forward, cut backward", (6, 12), 1, 40, (6, 6)), HALF),
+    (Case("128 queries", (9, 18), 1, 16, (9, 9)), HALF),
+    (Case("128 queries, padded", (11, 10), 1, 8, (5, 20), (1, 1)), HALF),
+    (Case("64 queries", (12, 12), 1, 16, (12, 12)), HALF),
+    (Case("64 queries, no bias", (13, 10), 1, 16, (13, 10), bias=False), HALF),
+    (Case("long groups without tensor cores", (9, 9), 1, 16, (9, 9)), SINGLE),
+)
+"""A case of each way in which Triton kernels are launched."""
+KERNELS = ("packed", "packed_backward", "cut", "cut_queries", "cut_keys", "cut_bias")
+
+
+@pytest.mark.parametrize(("case", "dtype"), LAUNCHES, ids=_name)
+@pytest.mark.parametrize("programs", [1, 6])
+def test_a_program_goes_through_places_and_images(
+    case: Case, dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that runs so few programs at once: all images, or some and then the rest."""
+    pytest.importorskip("triton")
+    package = "zoo.kernels.window_attention.triton"
+    for kernel in KERNELS:
+        monkeypatch.setattr(import_module(f"{package}_{kernel}"), "PER_SM", 1)
+    monkeypatch.setattr(import_module(f"{package}_plan"), "multiprocessors", lambda device: programs)
+    with use_backend("triton"):
+        _assert_close("window_attention", case, dtype, "triton", batch=3)
+
+
+if find_spec("triton"):
+    import triton
+    import triton.language as tl
+
+    from zoo.kernels.window_attention.triton_bias import blocks_of, pairs_of, read_table, table_of
+
+    @triton.jit
+    def _tile(table, like, out, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+        pairs = pairs_of(read_table(table, 1, 64, 64, DOWN, ACROSS, 64, 32), like.dtype.element_ty, 64, 32)
+        tl.store(out + tl.arange(0, 64)[:, None] * 32 + tl.arange(0, 32)[None, :], pairs)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_table_of_the_bias(dtype: torch.dtype) -> None:
+        """What is read from it are pairs where they were, and minus infinity beyond."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        bias, out = torch.randn(2, 70, 70, device=device), torch.empty(64, 32, device=device)
+        bias = bias.to(dtype)
+        _tile[(1,)](table_of(bias, dtype), bias, out, *blocks_of(70))
+        assert torch.equal(out[:6, :6], bias[1, 64:, 64:].float())
+        assert (out[:, 6:] == -torch.inf).all()
