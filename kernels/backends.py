@@ -14,6 +14,7 @@ from zoo.kernels import native
 from zoo.kernels.checks import as_pair
 from zoo.kernels.exporting import exporting
 from zoo.kernels.launch import capability
+from zoo.kernels.transforms import transformed
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
@@ -70,6 +71,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _choice(q: torch.Tensor, native_limit: str) -> tuple[str, str]:
+    if transformed():
+        return "reference", "torch.func and forward-mode differentiation need PyTorch's own operators"
     backend, reason = (_forced, "asked for by use_backend") if _forced is not None else _fastest(q)
     return ("reference", native_limit) if backend == "native" and native_limit else (backend, reason)
 

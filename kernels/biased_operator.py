@@ -9,10 +9,13 @@ import torch
 
 from zoo.kernels.backends import implementation
 from zoo.kernels.flops import count_operations
+from zoo.kernels.transforms import differentiable
 
 
-def register(operation: str) -> Callable:
+def register(operation: str, reference: Callable[..., torch.Tensor]) -> Callable:
     """Make `zoo::operation` and its backward pass of the modules in the operation's folder; returns the former.
+
+    `reference` is its specification, of which gradients of gradients are those.
 
     Arguments: q, k, v, bias, two numbers `size` and two `spacing`, `scale`; a query has size[0] * size[1] keys.
     """
@@ -61,6 +64,13 @@ def register(operation: str) -> Callable:
 
     def _differentiate(ctx, grad, _):
         q, k, v, bias, out, lse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a gradient of this gradient
+            size, spacing, scale = ctx.settings
+
+            def specified(q, k, v, bias):
+                return reference(q, k, v, tuple(size), tuple(spacing), bias, scale)
+
+            return *differentiable(specified, grad, q, k, v, bias), None, None, None
         dq, dk, dv, dbias = backward(grad, q, k, v, bias, out, lse, *ctx.settings)
         return dq, dk, dv, None if bias is None else dbias, None, None, None
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
+from zoo.kernels.aggregated_attention.reference import aggregated_attention
 from zoo.kernels.backends import implementation
 from zoo.kernels.flops import count_operations
+from zoo.kernels.transforms import differentiable
 
 
 @torch.library.custom_op("zoo::aggregated_attention", mutates_args=())
@@ -74,6 +77,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad, _):
+    if torch.is_grad_enabled():  # for a gradient of this gradient
+        return *differentiable(partial(aggregated_attention, size=ctx.size), grad, *ctx.saved_tensors[:8]), None
     return *backward(grad, *ctx.saved_tensors, ctx.size), None
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from zoo.kernels.exporting import exporting
+from zoo.kernels.transforms import transformed
 
 try:
     from torchvision.ops import deform_conv2d
@@ -14,8 +15,8 @@ except ImportError:
 
 
 def can_run(x: torch.Tensor) -> bool:
-    """Whether the operator is there and takes `x`: in eager mode, on the CPU and on CUDA devices."""
-    eager = not torch.compiler.is_compiling() and not exporting()
+    """Whether the operator is there and takes `x`: in eager mode, for plain gradients, on the CPU and on CUDA."""
+    eager = not torch.compiler.is_compiling() and not exporting() and not transformed()
     return deform_conv2d is not None and eager and x.device.type in ("cpu", "cuda")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from zoo.kernels.exporting import packed
+from zoo.kernels.transforms import scaled_dot_product_attention
 
 
 def global_attention(
@@ -15,5 +15,5 @@ def global_attention(
     height, width = q.shape[1:3]
     q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))
     mask = None if bias is None else bias[None].to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = scaled_dot_product_attention(q, k, v, mask, scale)
     return packed(out.transpose(1, 2)).unflatten(1, (height, width))

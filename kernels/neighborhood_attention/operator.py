@@ -1,5 +1,6 @@
 """Neighborhood attention as an operator of PyTorch."""
 
 from zoo.kernels.biased_operator import register
+from zoo.kernels.neighborhood_attention.reference import neighborhood_attention
 
-forward = register("neighborhood_attention")
+forward = register("neighborhood_attention", neighborhood_attention)

@@ -8,6 +8,8 @@ import torch
 
 from zoo.kernels.backends import implementation
 from zoo.kernels.flops import count_operations
+from zoo.kernels.routing_attention.reference import routing_attention
+from zoo.kernels.transforms import differentiable
 
 
 @torch.library.custom_op("zoo::routing_attention", mutates_args=())
@@ -51,6 +53,13 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad, _):
     q, k, v, routes, out, lse = ctx.saved_tensors
+    if torch.is_grad_enabled():  # for a gradient of this gradient
+        region, scale = ctx.settings
+
+        def specified(q, k, v):
+            return routing_attention(q, k, v, routes, tuple(region), scale)
+
+        return *differentiable(specified, grad, q, k, v), None, None, None
     return *backward(grad, q, k, v, routes, out, lse, *ctx.settings), None, None, None
 
 

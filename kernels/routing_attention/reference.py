@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.sizes import crop_map, pad_to_multiple
+from zoo.kernels.transforms import scaled_dot_product_attention
 
 
 def routing_attention(
@@ -22,7 +22,7 @@ def routing_attention(
     image = torch.arange(batch, device=q.device)[:, None]
     k, v = (t[image, routes.flatten(1)].unflatten(1, (regions, topk)).flatten(2, 3) for t in (k, v))
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * regions, heads, tokens, head_dim)
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = scaled_dot_product_attention(q, k, v, scale=scale)
     out = packed(out.transpose(1, 2)).unflatten(0, (batch, regions))
     return crop_map(unpartition(out, region, (1, 1), filled), height, width)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.sizes import always, crop_map, pad_map, steps
+from zoo.kernels.transforms import scaled_dot_product_attention
 
 
 def window_attention(
@@ -30,7 +30,7 @@ def window_attention(
         padding = _padding_mask((height, width), whole, size, interval, q)
         mask = padding if mask is None else padding + mask
         mask = mask.repeat(batch, 1, 1, 1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = scaled_dot_product_attention(q, k, v, mask, scale)
     out = packed(out.transpose(1, 2)).unflatten(0, (batch, groups))
     return crop_map(unpartition(out, size, interval, whole), height, width)
 
