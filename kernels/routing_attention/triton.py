@@ -11,8 +11,8 @@ from zoo.kernels.routing_attention.triton_backward import backward
 from zoo.kernels.routing_attention.triton_lists import log_counts
 from zoo.kernels.routing_attention.triton_tiles import (
     LOG2E,
+    attention_logits,
     listed_rows,
-    log_choices,
     offsets,
     on_map,
     program,
@@ -69,11 +69,10 @@ def _forward(
         there = on_map(other, other_token, listed, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
         keys = read(k, offsets(other, other_token, k_y, k_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
         values = read(v, offsets(other, other_token, v_y, v_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
-        if DENSE:
-            logits += log_choices(choice, table, region, exists, step, TOKENS, OWN, OTHER, PRECISION)
-        if not FULL:  # keys beyond the map are zeros, but they do take part: listed, not there
-            logits = tl.where(listed[None, :], logits, -float("inf"))
+        logits = attention_logits(
+            queries, keys, scale, choice, table, region, exists, step, listed,
+            TOKENS, OWN, OTHER, DENSE, FULL, PRECISION,
+        )  # fmt: skip
         larger = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp2(logits - larger[:, None])
         shrink = tl.exp2(largest - larger)

@@ -10,8 +10,8 @@ from zoo.kernels.launch import launch
 from zoo.kernels.routing_attention.triton_lists import GROUP, choosers, log_counts
 from zoo.kernels.routing_attention.triton_tiles import (
     LOG2E,
+    attention_logits,
     listed_rows,
-    log_choices,
     offsets,
     on_map,
     program,
@@ -108,13 +108,13 @@ def _queries(
     result = tl.zeros([OWN, BLOCK_D], tl.float32)
     for step in range(STEPS):
         other, other_token, listed = listed_rows(step, choice, REGIONS if DENSE else TOPK, TOKENS, OTHER, DENSE)
-        # keys that are not there are zeros: they may have weights, but pull at no query
         there = on_map(other, other_token, listed, height, width, REGION_H, REGION_W, COLUMNS, INSIDE)
         keys = read(k, offsets(other, other_token, k_y, k_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
         values = read(v, offsets(other, other_token, v_y, v_x, REGION_H, REGION_W, COLUMNS), there, D, BLOCK_D)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
-        if DENSE:
-            logits += log_choices(choice, table, region, exists, step, TOKENS, OWN, OTHER, PRECISION)
+        logits = attention_logits(
+            queries, keys, scale, choice, table, region, exists, step, listed,
+            TOKENS, OWN, OTHER, DENSE, FULL, PRECISION,
+        )  # fmt: skip
         slopes = _slopes(logits, grads, values, sums, deltas, False, PRECISION)[1]
         result += tl.dot(slopes.to(keys.dtype), keys, input_precision=PRECISION)
     write(dq, result * scale, pixel * D, inside, D, BLOCK_D)
@@ -140,6 +140,7 @@ def _keys_values(
     else:
         head = tl.program_id(0) % HEADS
         image, part, work = _ordered(work, tl.program_id(0) // HEADS, groups, size, TOKENS, OWN, REGIONS)
+        tile = 0
         region = tl.load(work)
         if region < 0:
             return
@@ -167,9 +168,11 @@ def _keys_values(
         pixel = origin + offsets(other, other_token, width * HEADS, HEADS, REGION_H, REGION_W, COLUMNS)
         sums = tl.load(lse + pixel, mask=there, other=float("inf")) * LOG2E
         deltas = sums if SINGLE else tl.load(delta + pixel, mask=there, other=0.0)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
-        if DENSE:
-            logits += log_choices(lists, table, other, listed, tile, TOKENS, OTHER, OWN, PRECISION)
+        # slopes of keys that do not exist are not written, but they must not count among all of a query
+        logits = attention_logits(
+            queries, keys, scale, lists, table, other, listed, tile, exists,
+            TOKENS, OTHER, OWN, DENSE, not SINGLE or OWN == TOKENS, PRECISION,
+        )  # fmt: skip
         weights, slopes = _slopes(logits, grads, values, sums, deltas, SINGLE, PRECISION)
         weights, slopes = weights.to(keys.dtype), slopes.to(keys.dtype)
         value_slopes += tl.dot(tl.trans(weights), grads, input_precision=PRECISION)

@@ -87,7 +87,7 @@ def tiles_of(regions: int, tokens: int, rows: int) -> int:
 
 
 def table_columns(regions: int, tokens: int, rows: int) -> int:
-    """Regions beyond the last may be read as well, by the last tile of a list of all; see `log_choices`."""
+    """Regions beyond the last may be read as well, by the last tile of a list of all; see `_log_choices`."""
     fit = max(rows // tokens, 1)
     slots = max(NARROWEST, triton.next_power_of_2(fit))
     return steps(steps(regions, fit) * fit - fit + slots, NARROWEST) * NARROWEST
@@ -195,7 +195,25 @@ def write(x, values, places, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def log_choices(
+def attention_logits(
+    queries, keys, scale, table, columns, region, exists, tile, listed,
+    TOKENS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, DENSE: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits to base 2 of OWN queries and OTHER keys, minus infinity for keys that are not listed.
+
+    Keys beyond the map are zeros, but they do take part. FULL: all keys are listed.
+    """
+    logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
+    if DENSE:
+        logits += _log_choices(table, columns, region, exists, tile, TOKENS, OWN, OTHER, PRECISION)
+    if not FULL:
+        logits = tl.where(listed[None, :], logits, -float("inf"))
+    return logits
+
+
+@triton.jit
+def _log_choices(
     table, columns, region, exists, tile, TOKENS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip

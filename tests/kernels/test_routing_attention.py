@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from zoo.kernels.routing_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
 """Largest error in units of the dtype's eps."""
+PLANS = [((3, 3), 2), ((3, 4), 1), ((2, 2), 16), ((1, 3), 4), ((1, 1), 7)]
+"""Regions of a map of 7 x 8 and how many to choose: alone in a tile, in one pass, and three that share tiles."""
 SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
 
 
@@ -131,6 +135,18 @@ def test_routes_are_chosen_in_single_precision(dtype: torch.dtype) -> None:
     assert torch.equal(region_routes(q, k, 4, 4), region_routes(q.float(), k.float(), 4, 4))
 
 
+def test_routes_are_the_same_under_autocast() -> None:
+    """Means have more digits than bfloat16, in which autocast would multiply them."""
+    q, k, _ = inputs(MODELS[1], batch=8, dtype=torch.bfloat16)
+    call = torch.compile(region_routes, fullgraph=True, backend="aot_eager")
+    scores, routes = region_scores(q, k, 4), region_routes(q, k, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(region_scores(q, k, 4), scores, rtol=0, atol=0)
+        for found in (region_routes(q, k, 4, 4), call(q, k, 4, 4)):
+            assert torch.equal(found, routes)
+        assert region_scores(q.double(), k.double(), 4).dtype == torch.float64
+
+
 def test_positions_beyond_the_map_take_part_as_zeros() -> None:
     """Equal logits and values of one: the output is the part of the region that lies on the map."""
     q = torch.zeros(1, 3, 3, 1, 8)
@@ -141,27 +157,61 @@ def test_positions_beyond_the_map_take_part_as_zeros() -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "triton"])
-@pytest.mark.parametrize(("region", "topk"), [((3, 3), 2), ((2, 2), 16), ((1, 1), 7)])
+@pytest.mark.parametrize(("region", "topk"), PLANS)
 @pytest.mark.parametrize("lot", ["at random, some twice", "one region by all", "one region by all, and only that"])
 @pytest.mark.usefixtures("one_thread")
 def test_any_routes(backend: str, region: tuple[int, int], topk: int, lot: str) -> None:
     """A region may be chosen many times, even by one region, and another never."""
-    if backend == "native" and native.why_not():
-        pytest.fail(native.why_not())
-    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-    tensors = [t.to(device) for t in torch.randn(4, 2, 7, 8, 2, 8)]
     regions = len(regions_of((7, 8), region))
     routes = torch.randint(0 if lot.endswith("that") else 1, 1 if lot.endswith("that") else regions, (2, regions, topk))
     if lot.startswith("one"):
         routes[:, :, 0] = 0
+    assert_equals_the_reference(backend, *torch.randn(4, 2, 7, 8, 2, 8), routes=routes, region=region)
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize(("region", "topk"), [((3, 3), 2), ((3, 4), 1), ((1, 3), 4)])
+@pytest.mark.usefixtures("one_thread")
+def test_logits_far_below_zero(backend: str, region: tuple[int, int], topk: int) -> None:
+    """Rows that fill a tile up have logits of zero, which would be overwhelming if they took part."""
+    q, k, v, weights = torch.randn(4, 2, 6, 12, 1, 8)
+    regions = len(regions_of((6, 12), region))
+    routes = torch.randint(0, regions, (2, regions, topk))
+    assert_equals_the_reference(backend, q + 8, k - 8, v, weights, routes=routes, region=region, bound=2e-3)
+
+
+def assert_equals_the_reference(
+    backend: str, *tensors: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], bound: float = 1e-5
+) -> None:
+    """The output for q, k and v, and their gradients for a weighting of it, in single precision."""
+    if backend == "native" and native.why_not():
+        pytest.fail(native.why_not())
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     results = []
     for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
-        q, k, v, weights = (t.to(dtype, copy=True).requires_grad_() for t in tensors)
+        q, k, v, weights = (t.to(device, dtype, copy=True).requires_grad_() for t in tensors)
         with use_backend(name):
             out = routing_attention(q, k, v, routes.to(device), region)
             results.append([out, *torch.autograd.grad((out * weights).sum(), (q, k, v))])
     for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.double(), expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize(("batch", "regions", "topk"), [(3, 49, 1), (2, 5, 9), (1, 130, 3)])
+def test_lists_of_choosers(batch: int, regions: int, topk: int) -> None:
+    """They hold every choice in order, and the work that they make is told group by group, the longest first."""
+    choosers = import_module("zoo.kernels.routing_attention.triton_lists").choosers
+    routes = torch.randint(0, regions, (batch, regions, topk), device="cuda" if torch.cuda.is_available() else "cpu")
+    lists, work = (t.cpu() for t in choosers(routes))
+    chosen, order = routes.cpu().flatten(1).sort(dim=1, stable=True)
+    assert torch.equal(lists.long(), order // topk)
+    lengths = work[..., 2]
+    assert (lengths[:, 1:] <= lengths[:, :-1]).all()
+    for image, entries in enumerate(work.view(batch, -1, 3).tolist()):
+        entries = sorted(entry for entry in entries if entry[0] >= 0)
+        assert [region for region, _, _ in entries] == list(range(regions))
+        for region, first, length in entries:
+            assert (chosen[image] == region).nonzero().flatten().tolist() == list(range(first, first + length))
 
 
 @pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)
