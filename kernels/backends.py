@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,12 +13,13 @@ from zoo.kernels import native
 from zoo.kernels.checks import as_pair
 from zoo.kernels.exporting import exporting
 from zoo.kernels.launch import capability
+from zoo.kernels.switch import Switch
 from zoo.kernels.transforms import transformed
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
 
-_forced: str | None = None
+_forced: Switch[str | None] = Switch("backend", None)
 
 
 def choose(q: torch.Tensor, native_limit: str = "") -> str:
@@ -57,23 +57,24 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
     return f"{operation}: {backend}, {reason}"
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Within this context every operation that has the implementation `name` runs it, to compare or to debug."""
-    global _forced
+def use_backend(name: str) -> AbstractContextManager[None]:
+    """Within this context every operation that has the implementation `name` runs it, to compare or to debug.
+
+    It holds in this thread alone.
+
+    Raises:
+        ValueError: if there is no such implementation.
+    """
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+    return _forced.to(name)
 
 
 def _choice(q: torch.Tensor, native_limit: str) -> tuple[str, str]:
     if transformed():
         return "reference", "torch.func and forward-mode differentiation need PyTorch's own operators"
-    backend, reason = (_forced, "asked for by use_backend") if _forced is not None else _fastest(q)
+    forced = _forced.value()
+    backend, reason = (forced, "asked for by use_backend") if forced is not None else _fastest(q)
     return ("reference", native_limit) if backend == "native" and native_limit else (backend, reason)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
-_asked = False
+from zoo.kernels.switch import Switch
+
+_asked = Switch("exporting", False)
 
 
 def exporting() -> bool:
     """Whether to run PyTorch's own operators alone, out of place and in the form that holds for every size."""
-    return _asked or torch.compiler.is_exporting()
+    return _asked.value() or torch.compiler.is_exporting()
 
 
 def packed(x: torch.Tensor) -> torch.Tensor:
@@ -20,12 +21,6 @@ def packed(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format) if exporting() else x
 
 
-@contextmanager
-def export_safe() -> Iterator[None]:
+def export_safe() -> AbstractContextManager[None]:
     """Within this context everything runs as it is exported: for tracers unknown to PyTorch."""
-    global _asked
-    before, _asked = _asked, True
-    try:
-        yield
-    finally:
-        _asked = before
+    return _asked.to(True)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-_calls: list[Call] | None = None
+from zoo.kernels.switch import Switch
+
+_calls: Switch[list[Call] | None] = Switch("recording", None)
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
     @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if _calls is not None:
+        calls = _calls.value()
+        if calls is not None:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            _calls.append(Call(operation, dict(bound.arguments)))
+            calls.append(Call(operation, dict(bound.arguments)))
         return operation(*args, **kwargs)
 
     # torch.compile keeps and counts its graphs by code object, which would otherwise be one for all operations.
@@ -55,10 +58,7 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 @contextmanager
 def recording() -> Iterator[list[Call]]:
-    """Within this context every call of an operation is appended to the list that it gives."""
-    global _calls
-    before, _calls = _calls, []
-    try:
-        yield _calls
-    finally:
-        _calls = before
+    """Within this context every call of an operation in this thread is appended to the list that it gives."""
+    calls: list[Call] = []
+    with _calls.to(calls):
+        yield calls

@@ -1,0 +1,55 @@
+"""Settings that hold inside a `with` block, in the thread or task that entered it and in no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Switch(Generic[T]):
+    """A value that is `off` but where somebody sets it.
+
+    While nobody does anywhere, reading it is reading an attribute. A function that is being compiled sees what was set
+    last by whoever: Dynamo guards attributes, but not every version of it knows context variables.
+    """
+
+    def __init__(self, name: str, off: T) -> None:
+        self._off, self._here = off, ContextVar(name, default=off)
+        self._active, self._latest = False, off
+        self._set: dict[object, T] = {}
+        self._lock = Lock()
+
+    def value(self) -> T:
+        """What holds here."""
+        if not self._active:
+            return self._off
+        return self._latest if torch.compiler.is_compiling() else self._here.get()
+
+    @contextmanager
+    def to(self, value: T) -> Iterator[None]:
+        """Within this context `value` holds; a function that is being compiled enters it without effect."""
+        if torch.compiler.is_compiling():
+            yield
+            return
+        before, own = self._here.set(value), object()
+        with self._lock:
+            self._set[own] = value
+            self._publish()
+        try:
+            yield
+        finally:
+            self._here.reset(before)
+            with self._lock:
+                del self._set[own]
+                self._publish()
+
+    def _publish(self) -> None:
+        self._active = bool(self._set)
+        self._latest = next(reversed(self._set.values()), self._off)
