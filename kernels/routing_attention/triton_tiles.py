@@ -60,7 +60,7 @@ def _tiling(
     rows, columns = steps(height, region[0]), steps(width, region[1])
     regions, tokens, channels = rows * columns, region[0] * region[1], padded_channels(head_dim)
     dense = regions * tokens <= NARROWEST * topk  # else the work saved outweighs the empty rows
-    most, widest, warps, stages = largest_tile(channels, tensor_cores, backward)
+    most, widest, warps, stages = largest_tile(channels, tensor_cores, backward, precision == "tf32")
     own = min(most, max(NARROWEST, triton.next_power_of_2(regions * tokens if dense else tokens)))
     if tensor_cores or backward:
         warps = max(warps * own // most, 1)
@@ -93,11 +93,12 @@ def table_columns(regions: int, tokens: int, rows: int) -> int:
     return steps(steps(regions, fit) * fit - fit + slots, NARROWEST) * NARROWEST
 
 
-def largest_tile(channels: int, tensor_cores: bool, backward: bool) -> tuple[int, int, int, int]:
+def largest_tile(channels: int, tensor_cores: bool, backward: bool, tf32: bool) -> tuple[int, int, int, int]:
     """Rows that stay, rows that come and go, warps and stages, such that nothing is spilled from registers.
 
     Without tensor cores a thread holds whole rows of both factors. (Triton knows none before Ampere.)
     """
+    channels *= 2 if tf32 else 1  # as many bytes
     if channels > 64:
         return (32, 32, 4, 2) if tensor_cores else (16, 16, 8, 2)
     if not tensor_cores:
@@ -105,7 +106,7 @@ def largest_tile(channels: int, tensor_cores: bool, backward: bool) -> tuple[int
             return (16, 32, 4, 1) if channels > 16 else (32, 16, 4, 1)
         return 32, 32, 4, 1
     if backward:
-        return (64, 32, 8, 3) if channels > 32 and not torch.version.hip else (64, 64, 4, 3)
+        return (64, 32, 8, 2 if tf32 else 3) if channels > 32 and not torch.version.hip else (64, 64, 4, 3)
     return (64, 32, 4, 3) if channels > 32 else (64, 64, 4, 3)
 
 
