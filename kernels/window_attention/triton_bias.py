@@ -18,8 +18,8 @@ HEIGHT, WIDTH = tl.constexpr(16), tl.constexpr(64)
 
 
 def blocks_of(tokens: int) -> tuple[int, int]:
-    """Blocks of a table, down and across: enough for tiles of up to 128 x 64."""
-    longest = steps(tokens, 128) * 128
+    """Blocks of a table, down and across: enough for tiles of 64 rows and columns, and of 128 rows if they fit."""
+    longest = steps(tokens, 64) * 64
     return longest // ROWS.value, longest // COLUMNS.value
 
 

@@ -107,22 +107,37 @@ def tiling(call: Call, kernel: str = "forward") -> Tiling:
 
     Without tensor cores a product holds whole rows of both factors in registers, in single precision.
     """
-    backward = kernel != "forward"
     plain = call.generation < 80 or (call.bytes == 4 and call.precision == "ieee")
-    small, tokens = WIDEST // 2, call.tokens
     width = padded_channels(call.shape[4]) * (4 if plain else call.bytes)
-    light = width <= 128 and not plain
-    stages = 2 if light else 1
-    if tokens <= small or (tokens <= WIDEST and (light and width <= 64 if backward else width <= 128)):
-        rows = small if tokens <= small else WIDEST
-        return Tiling(True, rows, rows, 8 if plain else rows // (16 if light else 8), stages)
-    own = WIDEST if light or (width <= 256 and not backward) else small
-    other = WIDEST if light and not backward and steps(tokens, small) % 2 == 0 else small
-    warps = 8 if plain else WARPS
-    if kernel == "keys" and light and width <= 64:
-        other = WIDEST
-    if kernel == "forward" and light and width <= 64 and steps(tokens, WIDEST) % 2 == 0:
-        own, warps = 2 * WIDEST, 2 * WARPS
+    few = width <= 128 if kernel == "forward" else width <= 64 and not plain
+    if call.tokens <= WIDEST // 2 or (call.tokens <= WIDEST and few):
+        return _packed_tiling(call, kernel, plain, width)
+    return _cut_tiling(call, kernel, plain, width)
+
+
+def _packed_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
+    rows, light = WIDEST if call.tokens > WIDEST // 2 else WIDEST // 2, width <= 128 and not plain
+    if kernel == "forward":
+        warps, stages = rows // (16 if light else 8), 2 if light else 1
+    else:
+        warps = rows // (16 if light and call.bytes == 2 else 8)
+        full = call.biased and call.tokens > 56  # whose bias and its gradient leave no registers for loads ahead
+        stages = 2 if light and call.generation >= 90 and not full else 1
+    return Tiling(True, rows, rows, 8 if plain else warps, stages)
+
+
+def _cut_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
+    small, light, narrow = WIDEST // 2, width <= 128 and not plain, width <= 64 and not plain
+    own = WIDEST if light or (width <= 256 and kernel == "forward") else small
+    other, warps, stages = small, 8 if plain else WARPS, 2 if light else 1
+    if kernel == "forward":
+        other = WIDEST if light and steps(call.tokens, small) % 2 == 0 else small
+        stages = 1 if width > 128 else 3 if light and call.generation < 90 else 2
+        if narrow and steps(call.tokens, WIDEST) % 2 == 0:
+            own, warps = 2 * WIDEST, 2 * WARPS
+    elif kernel == "keys":
+        other = WIDEST if narrow else small if width <= 256 else small // 2
+        stages = 2 if light and call.bytes == 2 else 1
     return Tiling(False, own, other, warps, stages)
 
 
