@@ -118,10 +118,11 @@ def tiling(call: Call, kernel: str = "forward") -> Tiling:
 def _packed_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
     rows, light = WIDEST if call.tokens > WIDEST // 2 else WIDEST // 2, width <= 128 and not plain
     if kernel == "forward":
-        warps, stages = rows // (16 if light else 8), 2 if light else 1
+        warps, stages = rows // (16 if light else 8), 2 if width <= 128 else 1
     else:
         warps = rows // (16 if light and call.bytes == 2 else 8)
-        full = call.biased and call.tokens > 56  # whose bias and its gradient leave no registers for loads ahead
+        # The bias and its gradient, and masks, if any, may leave no registers for loads ahead.
+        full = call.biased and (call.tokens > 56 or (rows == WIDEST and not call.whole()))
         stages = 2 if light and call.generation >= 90 and not full else 1
     return Tiling(True, rows, rows, 8 if plain else warps, stages)
 
@@ -137,7 +138,7 @@ def _cut_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
             own, warps = 2 * WIDEST, 2 * WARPS
     elif kernel == "keys":
         other = WIDEST if narrow else small if width <= 256 else small // 2
-        stages = 2 if light and call.bytes == 2 else 1
+        stages = 2 if width <= 128 and (plain or call.bytes == 2) else 1
     return Tiling(False, own, other, warps, stages)
 
 
