@@ -138,7 +138,7 @@ def _cut_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
             own, warps = 2 * WIDEST, 2 * WARPS
     elif kernel == "keys":
         other = WIDEST if narrow else small if width <= 256 else small // 2
-        stages = 2 if width <= 128 and (call.biased if plain else call.bytes == 2) else 1
+        stages = 2 if width <= 128 and (call.biased and call.whole() if plain else call.bytes == 2) else 1
     return Tiling(False, own, other, warps, stages)
 
 
