@@ -104,9 +104,9 @@ def largest_tile(channels: int, tensor_cores: bool, backward: bool, tf32: bool) 
     if not tensor_cores:
         if backward:
             return (16, 32, 4, 1) if channels > 16 else (32, 16, 4, 1)
-        return 32, 32, 4, 1
+        return 32, 32, 4, 2
     if backward:
-        return (64, 32, 8, 2 if tf32 else 3) if channels > 32 and not torch.version.hip else (64, 64, 4, 3)
+        return (64, 32, 8, 2) if channels > 32 and not torch.version.hip else (64, 64, 4, 3)
     return (64, 32, 4, 3) if channels > 32 else (64, 64, 4, 3)
 
 
