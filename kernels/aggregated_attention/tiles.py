@@ -1,57 +1,102 @@
-"""What the forward and the backward kernels share: tiles of positions, rows of memory, launch parameters."""
+"""What the forward and the backward kernels share: tiles of positions and the boxes around them, memory, launches.
+
+A tile is a rectangle of TILE_Y x TILE_X positions of one head. Its windows lie in a box, which is visited in blocks of
+BLOCK positions, counted row by row; of the pairs of a tile and a block, those of no window are masked.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
+from zoo.kernels.launch import input_precision, multiprocessors
+
+TILE = (4, 8)
+"""Their windows of 3 x 3 positions fill a box of 60, just below the 64 of a block."""
+TILE_Y, TILE_X = (tl.constexpr(length) for length in TILE)
+POSITIONS = tl.constexpr(TILE[0] * TILE[1])
+PROLOGUE = 3
+"""What comes before a program's loop takes as long as so many images."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, heads, head_dim) as (B, H*W, heads*head_dim); a copy only if its strides do not allow that view."""
-    rows = x.flatten(3).flatten(1, 2)
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """(B, H, W, heads, ...) with its strides from image to image and from position to position.
+
+    A copy only if positions lie at uneven distances, or channels, or those of two heads, not side by side.
+    """
+    _, height, width, heads, channels = x.shape
+    image, down, across, head, channel = x.stride()
+    row = across if width > 1 else down
+    even = (height == 1 or down == row * width) and (channels == 1 or channel == 1)
+    if even and (heads == 1 or head == channels):
+        return x, image, row
+    return x.contiguous(), height * width * heads * channels, heads * channels
 
 
-def as_taps(extra: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, heads, size**2) as (B, H*W, heads, size**2), the last side by side; copied only if need be."""
-    rows = extra.flatten(1, 2)
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+def as_taps(extra: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
+    """`as_rows` for `extra`, and its stride from head to head, which may be any."""
+    rows, image, row = as_rows(extra[..., :1, :])
+    if rows.data_ptr() == extra.data_ptr():
+        return extra, image, row, extra.stride(3)
+    return as_taps(extra.contiguous())
 
 
-def leading_strides(*rows: torch.Tensor) -> list[int]:
-    """The first two strides of each: from image to image and from position to position."""
-    return [stride for t in rows for stride in t.stride()[:2]]
+def layout(extra: torch.Tensor, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
+    """The arguments as kernels read them, `extra` first, and their strides."""
+    found = [as_taps(extra), *(as_rows(t) for t in tensors)]
+    return [row[0] for row in found], [stride for row in found for stride in row[1:]]
 
 
-def window_launch(q: torch.Tensor, size: int, numbers: int) -> tuple[dict[str, int], tuple[int]]:
-    """Launch parameters and grid of a kernel whose tile is a rectangle of positions, `numbers` channels in all."""
-    batch, height, width, heads, head_dim = q.shape
+def tiled(
+    q: torch.Tensor, keys: int, size: int, resident: int, block: int
+) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
+    """Of a kernel that loops over images: grid, the integers that it takes, constants and launch parameters.
+
+    `resident` programs are on a multiprocessor at once, and `block` positions of a box at work.
+    """
+    return _tiled(q.shape, q.dtype, keys, size, resident * multiprocessors(q.device), block, input_precision(q))
+
+
+@lru_cache(maxsize=256)
+def _tiled(
+    shape: torch.Size, dtype: torch.dtype, keys: int, size: int, resident: int, block: int, precision: str
+) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
+    batch, height, width, heads, head_dim = shape
+    items = triton.cdiv(height, TILE[0]) * triton.cdiv(width, TILE[1]) * heads
+    images = loop_length(batch, items, resident)
+    exact = dtype == torch.float32 and precision == "ieee"  # without tensor cores
     channels = padded(head_dim)
-    positions = min(64, max(16, numbers // channels // (1 if size <= 3 else 4)))
-    rows = 8 if positions == 64 else 4
-    columns = positions // rows
-    grid = (batch * triton.cdiv(height, rows) * triton.cdiv(width, columns) * heads,)
-    shape = {"HEAD_DIM": head_dim, "CHANNELS": channels, "SIZE": size, "ROWS": rows, "COLUMNS": columns}
-    warps = 8 if q.dtype == torch.float32 or size > 3 or positions * channels > numbers else 4
-    return shape | {"num_warps": warps, "num_stages": 2}, grid
-
-
-def flat_options(q: torch.Tensor, keys: int, positions: int, most_keys: int) -> dict[str, int]:
-    """Launch parameters of a kernel whose tiles are runs of positions and of pooled keys."""
-    channels = padded(q.shape[-1])
-    warps = 8 if q.dtype == torch.float32 else 4  # without tensor cores a product takes more registers
-    return {
-        "HEAD_DIM": q.shape[-1],
+    block = block if channels <= 64 and not exact else 32
+    options = {
+        "HEAD_DIM": head_dim,
         "CHANNELS": channels,
-        "POSITIONS": positions // (2 if channels > 64 else 1),
-        "KEYS": min(most_keys // (2 if channels > 32 else 1), padded(keys)),
-        "num_warps": warps,
+        "SIZE": size,
+        "TAPS": triton.next_power_of_2(size**2 + 1),
+        "BLOCK": block,
+        "BLOCKS": triton.cdiv((TILE[0] + size - 1) * (TILE[1] + size - 1), block),
+        "KEYS": min(32, padded(keys)),
+        "PRECISION": precision,
+        "num_warps": 8 if exact else 2,
         "num_stages": 2,
     }
+    return (items * triton.cdiv(batch, images),), (batch, images, heads, height, width, keys), options
+
+
+def loop_length(rounds: int, items: int, resident: int) -> int:
+    """How many rounds a program does of the `rounds` of each item, for all to end soonest.
+
+    `resident` programs run at once, so that time counts in waves of programs.
+    """
+
+    def time(parts: int) -> int:
+        return triton.cdiv(items * parts, resident) * (triton.cdiv(rounds, parts) + PROLOGUE)
+
+    return triton.cdiv(max(1, rounds), min(range(1, max(1, rounds) + 1), key=time))
 
 
 def padded(length: int) -> int:
@@ -60,64 +105,104 @@ def padded(length: int) -> int:
 
 
 @triton.jit
-def program(heads, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What program handles: (batch, head), the first position of its tile, rows and columns of all of them.
-
-    Neighbouring programs are heads of one tile, which lie side by side in memory.
-    """
-    across = tl.cdiv(width, COLUMNS)
-    tiles = across * tl.cdiv(height, ROWS)
+def program(heads, height, width):
+    """What a program handles: (part of the images, head), the first row and column of its tile."""
+    across = tl.cdiv(width, TILE_X)
+    tiles = across * tl.cdiv(height, TILE_Y)
     program = tl.program_id(0)
-    head, tile, batch = program % heads, program // heads % tiles, program // (heads * tiles)
-    top, left = tile // across * ROWS, tile % across * COLUMNS
-    within = tl.arange(0, ROWS * COLUMNS)
-    return batch.to(tl.int64), head, top * width + left, top + within // COLUMNS, left + within % COLUMNS
+    head, tile, part = program % heads, program // heads % tiles, program // (heads * tiles)
+    return part, head, tile // across * TILE_Y, tile % across * TILE_X
 
 
 @triton.jit
-def neighbor(y, x, height, width, dy, dx):
-    """The position (y + dy, x + dx) as an index into the map, and whether both ends lie on the map."""
-    i, j = y + dy, x + dx
-    inside = (y < height) & (x < width) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
-    return i * width + j, inside
+def positions(top, left, height, width):
+    """The positions of a tile as indices into the map and which lie on it; others repeat its last row or column."""
+    within = tl.arange(0, POSITIONS)
+    y, x = top + within // TILE_X, left + within % TILE_X
+    inside = (y < height) & (x < width)
+    return tl.minimum(y, height - 1) * width + tl.minimum(x, width - 1), inside
 
 
 @triton.jit
-def load_rows(pointer, index, inside, stride, HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr):
-    """The channels of one head at each index, (len(index), CHANNELS); zeros where not inside and behind HEAD_DIM."""
-    channel = tl.arange(0, CHANNELS)
-    mask = inside[:, None] & (channel < HEAD_DIM)[None, :]
-    return tl.load(pointer + (index * stride)[:, None] + channel[None, :], mask=mask, other=0.0)
+def box(block, top, left, height, width, SIZE: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr):
+    """A block of the box around a tile: indices into the map, and the tap of each pair, (POSITIONS, BLOCK).
+
+    Pairs that do not see each other have tap TAPS - 1, which is none. Places beyond the map have the tile's first
+    index, and there are pairs of them only with that tap.
+    """
+    WIDTH: tl.constexpr = TILE_X + SIZE - 1
+    place, within = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, POSITIONS)
+    y, x = top - SIZE // 2 + place // WIDTH, left - SIZE // 2 + place % WIDTH
+    there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    down = (place // WIDTH)[None, :] - (within // TILE_X)[:, None]
+    across = (place % WIDTH)[None, :] - (within % TILE_X)[:, None]
+    seen = (down >= 0) & (down < SIZE) & (across >= 0) & (across < SIZE) & there[None, :]
+    seen &= ((top + within // TILE_X < height) & (left + within % TILE_X < width))[:, None]
+    return tl.where(there, y * width + x, top * width + left), tl.where(seen, down * SIZE + across, TAPS - 1)
 
 
 @triton.jit
-def store_rows(pointer, index, inside, stride, rows, HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr):
-    """The counterpart of `load_rows`."""
-    channel = tl.arange(0, CHANNELS)
-    mask = inside[:, None] & (channel < HEAD_DIM)[None, :]
-    tl.store(pointer + (index * stride)[:, None] + channel[None, :], rows.to(pointer.dtype.element_ty), mask=mask)
+def window_bias(local_bias, head, tap, SIZE: tl.constexpr):
+    """What to add to the logits of pairs: the bias of their tap, -inf where that is none."""
+    bias = tl.load(local_bias + head * SIZE * SIZE + tap, mask=tap < SIZE * SIZE, other=float("-inf"))
+    return bias.to(tl.float32)
 
 
 @triton.jit
 def bias_rows(bias, head, queries, keys, first, index):
-    """Pointers to pooled_bias[head, index, 0]; those of positions behind the last one to any row.
+    """Pointers to pooled_bias[head, index, 0].
 
     The positions follow `first` closely, so that the distance from it fits 32 bits where the whole table may not.
     """
-    bias += (head * queries + first).to(tl.int64) * keys
-    return bias + (tl.minimum(index, queries - 1) - first) * keys
+    return bias + (head * queries + first).to(tl.int64) * keys + (index - first) * keys
 
 
 @triton.jit
-def load_tap(extra, index, seen, row, tap):
-    """extra[index, tap] in float32, zeros where not `seen`."""
-    return tl.load(extra + index * row + tap, mask=seen, other=0.0).to(tl.float32)
+def pooled_shift(bias, start, keys, KEYS: tl.constexpr):
+    """A block of the pooled bias, from rows that `bias` points to; -inf behind the last key."""
+    number = start + tl.arange(0, KEYS)
+    shift = tl.load(bias[:, None] + number[None, :], mask=(number < keys)[None, :], other=float("-inf"))
+    return shift.to(tl.float32)
 
 
 @triton.jit
-def softmax_gradient(left, right, left_grad, right_grad, shift, lse, delta):
+def pooled_rows(
+    pooled_k, pooled_v, k_row, v_row, start, keys,
+    HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """A block of pooled keys and values; those behind the last repeat it."""
+    number = tl.minimum(start + tl.arange(0, KEYS), keys - 1)
+    key = load_rows(pooled_k, offsets(number, k_row, CHANNELS), HEAD_DIM)
+    return key, load_rows(pooled_v, offsets(number, v_row, CHANNELS), HEAD_DIM)
+
+
+@triton.jit
+def offsets(index, stride, CHANNELS: tl.constexpr):
+    """Where the channels of rows lie, (len(index), CHANNELS); without a sign, they take half the registers."""
+    return ((index * stride)[:, None] + tl.arange(0, CHANNELS)[None, :]).to(tl.uint32)
+
+
+@triton.jit
+def load_rows(pointer, offset, HEAD_DIM: tl.constexpr):
+    """Rows of a head with zeros behind HEAD_DIM."""
+    channel = tl.arange(0, offset.shape[1])
+    if offset.shape[1] == HEAD_DIM:
+        return tl.load(pointer + offset)
+    else:
+        return tl.load(pointer + offset, mask=(channel < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, offset, inside, rows, HEAD_DIM: tl.constexpr):
+    """The counterpart of `load_rows`, of the rows that are inside."""
+    mask = inside[:, None] & (tl.arange(0, offset.shape[1]) < HEAD_DIM)[None, :]
+    tl.store(pointer + offset, rows.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def softmax_gradient(left, right, left_grad, right_grad, shift, lse, delta, PRECISION: tl.constexpr):
     """The weights exp(left right^T + shift - lse), and the gradient of their logits."""
-    scores = tl.dot(left, tl.trans(right), shift, input_precision="ieee")
-    products = tl.dot(left_grad, tl.trans(right_grad), input_precision="ieee")
-    weights = tl.exp2((scores - lse) * LOG2E)
+    scores = tl.dot(left, tl.trans(right), shift, input_precision=PRECISION)
+    products = tl.dot(left_grad, tl.trans(right_grad), input_precision=PRECISION)
+    weights = tl.exp2(scores * LOG2E - lse * LOG2E)
     return weights, weights * (products - delta)

@@ -9,22 +9,31 @@ import triton.language as tl
 from zoo.kernels.aggregated_attention.tiles import (
     LN2,
     LOG2E,
-    as_rows,
-    as_taps,
+    POSITIONS,
     bias_rows,
-    leading_strides,
+    box,
+    layout,
     load_rows,
-    load_tap,
-    neighbor,
-    padded,
+    offsets,
+    pooled_rows,
+    pooled_shift,
+    positions,
     program,
     store_rows,
-    window_launch,
+    tiled,
+    window_bias,
 )
 from zoo.kernels.aggregated_attention.triton_backward import backward
 from zoo.kernels.launch import launch
 
 __all__ = ["backward", "forward"]
+
+PER_SM = 4
+"""Programs that are on a multiprocessor at once."""
+BLOCK = 64
+"""Positions of the box around a tile that are at work at once."""
+KEPT = 64
+"""So many pooled keys there may be for a tile's part of their bias to stay in registers from image to image."""
 
 
 def forward(
@@ -39,128 +48,83 @@ def forward(
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `operator.forward`."""
-    _, height, width, heads, _ = q.shape
-    keys = pooled_bias.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:4], dtype=torch.float32, device=q.device)
-    tensors = [as_rows(t) for t in (q, k, v, pooled_k, pooled_v)]
-    extra = as_taps(extra)
-    options, grid = window_launch(q, size, 2048)
-    launch(
-        _forward,
-        grid,
-        *tensors,
-        local_bias.contiguous(),
-        pooled_bias.contiguous(),
-        extra,
-        out,
-        lse,
-        *leading_strides(*tensors),
-        *extra.stride()[:3],
-        heads,
-        height,
-        width,
-        keys,
-        **options,
-        KEYS=min(32, padded(keys)),
-    )
+    rows, strides = layout(extra, q, k, v, pooled_k, pooled_v)
+    biases = local_bias.contiguous(), pooled_bias.contiguous()
+    keys = pooled_bias.shape[2]
+    grid, integers, options = tiled(q, keys, size, PER_SM, BLOCK)
+    kept = triton.cdiv(keys, options["KEYS"]) if keys <= KEPT else 0
+    launch(_forward, grid, *rows, *biases, out, lse, *strides, *integers, **options, KEPT=kept)
     return out, lse
 
 
 @triton.jit
+def _attend(queries, keys, values, shift, largest, total, mean, PRECISION: tl.constexpr):
+    """One step of the softmax over blocks of keys."""
+    scores = tl.dot(queries, tl.trans(keys), shift, input_precision=PRECISION)
+    before, largest = largest, tl.maximum(largest, tl.max(scores, 1))
+    weights = tl.exp2(scores * LOG2E - (largest * LOG2E)[:, None])
+    shrink = tl.exp2((before - largest) * LOG2E)
+    total = total * shrink + tl.sum(weights, 1)
+    mean = tl.dot(weights.to(values.dtype), values, mean * shrink[:, None], input_precision=PRECISION)
+    return largest, total, mean
+
+
+@triton.jit(do_not_specialize=["batch", "images"])
 def _forward(
-    q,
-    k,
-    v,
-    pooled_k,
-    pooled_v,
-    local_bias,
-    pooled_bias,
-    extra,
-    out,
-    lse,
-    q_batch,
-    q_row,
-    k_batch,
-    k_row,
-    v_batch,
-    v_row,
-    pooled_k_batch,
-    pooled_k_row,
-    pooled_v_batch,
-    pooled_v_row,
-    extra_batch,
-    extra_row,
-    extra_head,
-    heads,
-    height,
-    width,
-    keys,
-    HEAD_DIM: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr,
-):
-    """A tile of queries of one head of one image: the pooled part, the logits of the window, then its values.
+    extra, q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, out, lse,
+    extra_batch, extra_row, extra_head, q_batch, q_row, k_batch, k_row, v_batch, v_row,
+    pooled_k_batch, pooled_k_row, pooled_v_batch, pooled_v_row,
+    batch, images, heads, height, width, keys,
+    HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, KEYS: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries in a few images: the window, block by block, then the pooled keys, in one softmax.
 
-    The two parts keep maxima of their own until both are known, and their results meet in `join`: a plain sum lets the
-    compiler carry the rows of the window, tap by tap, into the layout of the tensor cores.
+    `extra` is spread over the pairs of a block as the weights are, and multiplied with the values by itself.
     """
-    batch, head, first, y, x = program(heads, height, width, ROWS, COLUMNS)
-    index, inside = neighbor(y, x, height, width, 0, 0)
-    queries = height * width
-    q += batch * q_batch + head * HEAD_DIM
-    k += batch * k_batch + head * HEAD_DIM
-    v += batch * v_batch + head * HEAD_DIM
-    pooled_k += batch * pooled_k_batch + head * HEAD_DIM
-    pooled_v += batch * pooled_v_batch + head * HEAD_DIM
-    extra += batch * extra_batch + head.to(tl.int64) * extra_head
-    out += batch * queries * heads * HEAD_DIM + head * HEAD_DIM
-    lse += batch * queries * heads + head
-    row = load_rows(q, index, inside, q_row, HEAD_DIM, CHANNELS)
-
-    pooled_top = tl.full([ROWS * COLUMNS], float("-inf"), tl.float32)
-    pooled_total = tl.zeros([ROWS * COLUMNS], tl.float32)
-    pooled = tl.zeros([ROWS * COLUMNS, CHANNELS], tl.float32)
-    bias = bias_rows(pooled_bias, head, queries, keys, first, index)[:, None] + tl.arange(0, KEYS)[None, :]
-    for start in range(0, keys, KEYS):
-        number = start + tl.arange(0, KEYS)
-        key = load_rows(pooled_k, number, number < keys, pooled_k_row, HEAD_DIM, CHANNELS)
-        value = load_rows(pooled_v, number, number < keys, pooled_v_row, HEAD_DIM, CHANNELS)
-        shift = tl.load(bias + start, mask=(number < keys)[None, :], other=float("-inf")).to(tl.float32)
-        scores = tl.dot(row, tl.trans(key), shift, input_precision="ieee")
-        higher = tl.maximum(pooled_top, tl.max(scores, 1))
-        weights = tl.exp2((scores - higher[:, None]) * LOG2E)
-        shrink = tl.exp2((pooled_top - higher) * LOG2E)
-        pooled_total = pooled_total * shrink + tl.sum(weights, 1)
-        pooled = tl.dot(weights.to(value.dtype), value, pooled * shrink[:, None], input_precision="ieee")
-        pooled_top = higher
-
-    logits = ()
-    top = tl.full([ROWS * COLUMNS], float("-inf"), tl.float32)
-    for tap in tl.static_range(SIZE * SIZE):
-        near, seen = neighbor(y, x, height, width, tap // SIZE - SIZE // 2, tap % SIZE - SIZE // 2)
-        near_key = load_rows(k, near, seen, k_row, HEAD_DIM, CHANNELS)
-        logit = tl.sum(row.to(tl.float32) * near_key.to(tl.float32), 1)
-        logit += tl.load(local_bias + head * SIZE * SIZE + tap).to(tl.float32)
-        logit = tl.where(seen, logit, float("-inf"))
-        logits += (logit,)
-        top = tl.maximum(top, logit)
-
-    top = tl.maximum(top, pooled_top)
-    shrink = tl.exp2((pooled_top - top) * LOG2E)
-    total = pooled_total * shrink
-    for tap in tl.static_range(SIZE * SIZE):
-        total += tl.exp2((logits[tap] - top) * LOG2E)
-    share = 1.0 / total
-    local = tl.zeros([ROWS * COLUMNS, CHANNELS], tl.float32)
-    for tap in tl.static_range(SIZE * SIZE):
-        near, seen = neighbor(y, x, height, width, tap // SIZE - SIZE // 2, tap % SIZE - SIZE // 2)
-        near_value = load_rows(v, near, seen, v_row, HEAD_DIM, CHANNELS)
-        weight = tl.exp2((logits[tap] - top) * LOG2E) * share + load_tap(extra, index, seen, extra_row, tap)
-        local += weight[:, None] * near_value.to(tl.float32)
-    result = tl.sum(tl.join(local, pooled * (shrink * share)[:, None]), 2)
-    store_rows(out, index, inside, heads * HEAD_DIM, result, HEAD_DIM, CHANNELS)
-    tl.store(lse + index * heads, top + tl.log2(total) * LN2, mask=inside)
+    part, head, top, left = program(heads, height, width)
+    index, inside = positions(top, left, height, width)
+    queries, channel = height * width, head * HEAD_DIM
+    own, result = offsets(index, q_row, CHANNELS), offsets(index, heads * HEAD_DIM, CHANNELS)
+    own_total, own_taps = (index * heads).to(tl.uint32), offsets(index, extra_row, TAPS)
+    near = ()
+    for block in tl.static_range(BLOCKS):
+        at, tap = box(block, top, left, height, width, SIZE, BLOCK, TAPS)
+        window = window_bias(local_bias, head, tap, SIZE)
+        near += ((offsets(at, k_row, CHANNELS), offsets(at, v_row, CHANNELS), tap, window),)
+    bias = bias_rows(pooled_bias, head, queries, keys, top * width + left, index)
+    shifts = ()
+    for block in tl.static_range(KEPT):
+        shifts += (pooled_shift(bias, block * KEYS, keys, KEYS),)
+    for step in range(0, tl.minimum(images, batch - part * images)):
+        image = tl.minimum(part * images + step, batch - 1).to(tl.int64)
+        far_k, far_v = pooled_k + image * pooled_k_batch + channel, pooled_v + image * pooled_v_batch + channel
+        row = load_rows(q + image * q_batch + channel, own, HEAD_DIM)
+        sheet = load_rows(extra + image * extra_batch + head.to(tl.int64) * extra_head, own_taps, SIZE * SIZE)
+        largest = tl.full([POSITIONS], -1e30, tl.float32)  # finite: a block may hold no key of a query
+        total = tl.zeros([POSITIONS], tl.float32)
+        mean = tl.zeros([POSITIONS, CHANNELS], tl.float32)
+        values = ()
+        for block in tl.static_range(BLOCKS):
+            key_at, value_at, tap, window = near[block]
+            key = load_rows(k + image * k_batch + channel, key_at, HEAD_DIM)
+            value = load_rows(v + image * v_batch + channel, value_at, HEAD_DIM)
+            largest, total, mean = _attend(row, key, value, window, largest, total, mean, PRECISION)
+            values += (value,)
+        for block in tl.static_range(KEPT):
+            start = block * KEYS
+            key, value = pooled_rows(far_k, far_v, pooled_k_row, pooled_v_row, start, keys, HEAD_DIM, CHANNELS, KEYS)
+            largest, total, mean = _attend(row, key, value, shifts[block], largest, total, mean, PRECISION)
+        for start in range(0, 0 if KEPT else keys, KEYS):
+            key, value = pooled_rows(far_k, far_v, pooled_k_row, pooled_v_row, start, keys, HEAD_DIM, CHANNELS, KEYS)
+            shift = pooled_shift(bias, start, keys, KEYS)
+            largest, total, mean = _attend(row, key, value, shift, largest, total, mean, PRECISION)
+        mean *= (1.0 / total)[:, None]
+        for block in tl.static_range(BLOCKS):
+            spread = tl.gather(sheet, near[block][2], 1).to(row.dtype)
+            mean = tl.dot(spread, values[block], mean, input_precision=PRECISION)
+        one = image * queries * heads + head
+        store_rows(out + one * HEAD_DIM, result, inside, mean, HEAD_DIM)
+        tl.store(lse + one + own_total, largest + tl.log2(total) * LN2, mask=inside)

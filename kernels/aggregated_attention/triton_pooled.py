@@ -8,46 +8,61 @@ import triton.language as tl
 
 from zoo.kernels.aggregated_attention.tiles import (
     bias_rows,
-    flat_options,
-    leading_strides,
     load_rows,
+    loop_length,
+    offsets,
+    padded,
     softmax_gradient,
     store_rows,
 )
-from zoo.kernels.launch import launch
+from zoo.kernels.launch import input_precision, launch, multiprocessors
 
-PROGRAMS = 512
-"""As many occupy a large GPU: a loop is split in parts until there are so many."""
+PER_SM = 4
+"""Programs that are on a multiprocessor at once."""
 
 
-def pooled_keys_gradients(q: torch.Tensor, pairs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def pooled_keys_gradients(pairs: tuple[torch.Tensor, ...], strides: list[int]) -> list[torch.Tensor]:
     """The queries are split among programs, each of which writes a sum of its own."""
-    batch, height, width, heads, head_dim = q.shape
-    keys, options = pairs[4].shape[2], flat_options(q, pairs[4].shape[2], 32, 64)
-    programs = batch * heads * triton.cdiv(keys, options["KEYS"])
+    q, keys = pairs[1], pairs[4].shape[2]
+    batch, height, width, heads, _ = q.shape
+    options = _options(q, keys, 32, 64)
+    items = batch * heads * triton.cdiv(keys, options["KEYS"])
     tiles = triton.cdiv(height * width, options["POSITIONS"])
-    loop = max(min(tiles, 4), triton.cdiv(tiles * programs, PROGRAMS))
+    loop = max(min(tiles, 4), loop_length(tiles, items, PER_SM * multiprocessors(q.device)))
     parts = triton.cdiv(tiles, loop)
-    dtype, shape = torch.float32 if parts > 1 else q.dtype, (parts, batch, keys, heads * head_dim)
+    dtype, shape = torch.float32 if parts > 1 else q.dtype, (parts, *pairs[2].shape)
     sums = [torch.empty(shape, dtype=dtype, device=q.device) for _ in range(2)]
-    arguments = (*pairs, *sums, *leading_strides(*pairs[:4]), batch, heads, height * width, keys, loop, parts)
-    launch(_pooled_keys, (programs * parts,), *arguments, **options)
+    integers = batch, heads, height * width, keys, loop, parts
+    launch(_pooled_keys, (items * parts,), *pairs, *sums, *strides, *integers, **options)
     return [t[0] if parts == 1 else t.sum(0).to(q.dtype) for t in sums]
 
 
-def pooled_bias_gradient(q: torch.Tensor, pairs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def pooled_bias_gradient(pairs: tuple[torch.Tensor, ...], strides: list[int]) -> torch.Tensor:
     """The batch is split among programs, each of which writes a sum of its own."""
+    q, bias = pairs[1], pairs[4]
     batch, height, width, heads, _ = q.shape
-    keys, options = pairs[4].shape[2], flat_options(q, pairs[4].shape[2], 64, 32)
-    tiles = triton.cdiv(height * width, options["POSITIONS"])
-    programs = heads * tiles * triton.cdiv(keys, options["KEYS"])
-    images = max(min(batch, 8), triton.cdiv(batch * programs, PROGRAMS))
+    keys, options = bias.shape[2], _options(q, bias.shape[2], 64, 32)
+    items = heads * triton.cdiv(height * width, options["POSITIONS"]) * triton.cdiv(keys, options["KEYS"])
+    images = max(min(batch, 8), loop_length(batch, items, PER_SM * multiprocessors(q.device)))
     parts = triton.cdiv(batch, images) if batch else 1
-    dtype = torch.float32 if parts > 1 else pairs[4].dtype
-    sums = torch.empty(parts, *pairs[4].shape, dtype=dtype, device=q.device)
-    arguments = (*pairs, sums, *leading_strides(*pairs[:4]), batch, heads, height * width, keys, images)
-    launch(_pooled_bias, (programs * parts,), *arguments, **options)
-    return sums[0] if parts == 1 else sums.sum(0).to(pairs[4].dtype)
+    sums = torch.empty(parts, *bias.shape, dtype=torch.float32 if parts > 1 else bias.dtype, device=q.device)
+    integers = batch, heads, height * width, keys, images
+    launch(_pooled_bias, (items * parts,), *pairs, sums, *strides, *integers, **options)
+    return sums[0] if parts == 1 else sums.sum(0).to(bias.dtype)
+
+
+def _options(q: torch.Tensor, keys: int, positions: int, most_keys: int) -> dict[str, object]:
+    """Constants and launch parameters of a kernel whose tiles are runs of positions and of pooled keys."""
+    channels, precision = padded(q.shape[-1]), input_precision(q)
+    return {
+        "HEAD_DIM": q.shape[-1],
+        "CHANNELS": channels,
+        "POSITIONS": positions // (2 if channels > 64 else 1),
+        "KEYS": min(most_keys // (2 if channels > 32 else 1), padded(keys)),
+        "PRECISION": precision,
+        "num_warps": 8 if q.dtype == torch.float32 and precision == "ieee" else 4,
+        "num_stages": 2,
+    }
 
 
 @triton.jit
@@ -79,6 +94,7 @@ def _pooled_keys(
     CHANNELS: tl.constexpr,
     POSITIONS: tl.constexpr,
     KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Gradients of a tile of pooled keys and values, from `loop` tiles of queries."""
     index = tl.program_id(0)
@@ -91,8 +107,9 @@ def _pooled_keys(
     pooled_k += batch * pooled_k_batch + head * HEAD_DIM
     pooled_v += batch * pooled_v_batch + head * HEAD_DIM
     one = batch * queries * heads + head
-    key = load_rows(pooled_k, number, present, pooled_k_row, HEAD_DIM, CHANNELS)
-    value = load_rows(pooled_v, number, present, pooled_v_row, HEAD_DIM, CHANNELS)
+    number = tl.minimum(number, keys - 1)
+    key = load_rows(pooled_k, offsets(number, pooled_k_row, CHANNELS), HEAD_DIM)
+    value = load_rows(pooled_v, offsets(number, pooled_v_row, CHANNELS), HEAD_DIM)
 
     key_result = tl.zeros([KEYS, CHANNELS], tl.float32)
     value_result = tl.zeros([KEYS, CHANNELS], tl.float32)
@@ -100,19 +117,21 @@ def _pooled_keys(
     for first in range(begin, tl.minimum(queries, begin + loop * POSITIONS), POSITIONS):
         query = first + tl.arange(0, POSITIONS)
         inside = query < queries
-        row = load_rows(q, query, inside, q_row, HEAD_DIM, CHANNELS)
-        up = load_rows(grad, query, inside, grad_row, HEAD_DIM, CHANNELS)
+        query = tl.minimum(query, queries - 1)
+        row = load_rows(q, offsets(query, q_row, CHANNELS), HEAD_DIM)
+        up = load_rows(grad, offsets(query, grad_row, CHANNELS), HEAD_DIM)
         total = tl.load(lse + one + query * heads, mask=inside, other=float("inf"))
-        less = tl.load(delta + one + query * heads, mask=inside, other=0.0)
+        less = tl.load(delta + one + query * heads)
         bias = bias_rows(pooled_bias + tile * KEYS, head, queries, keys, first, query)[None, :]
         bias += tl.arange(0, KEYS)[:, None]
         shift = tl.load(bias, mask=present[:, None], other=float("-inf")).to(tl.float32)
-        weights, change = softmax_gradient(key, row, value, up, shift, total[None, :], less[None, :])
-        key_result = tl.dot(change.to(row.dtype), row, key_result, input_precision="ieee")
-        value_result = tl.dot(weights.to(up.dtype), up, value_result, input_precision="ieee")
+        weights, change = softmax_gradient(key, row, value, up, shift, total[None, :], less[None, :], PRECISION)
+        key_result = tl.dot(change.to(row.dtype), row, key_result, input_precision=PRECISION)
+        value_result = tl.dot(weights.to(up.dtype), up, value_result, input_precision=PRECISION)
     one = ((part * batches + batch) * keys * heads + head) * HEAD_DIM
-    store_rows(d_pooled_k + one, number, present, heads * HEAD_DIM, key_result, HEAD_DIM, CHANNELS)
-    store_rows(d_pooled_v + one, number, present, heads * HEAD_DIM, value_result, HEAD_DIM, CHANNELS)
+    result = offsets(number, heads * HEAD_DIM, CHANNELS)
+    store_rows(d_pooled_k + one, result, present, key_result, HEAD_DIM)
+    store_rows(d_pooled_v + one, result, present, value_result, HEAD_DIM)
 
 
 @triton.jit
@@ -142,6 +161,7 @@ def _pooled_bias(
     CHANNELS: tl.constexpr,
     POSITIONS: tl.constexpr,
     KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """The gradient of a tile of the pooled bias, from `images` of the batch."""
     index = tl.program_id(0)
@@ -151,9 +171,12 @@ def _pooled_bias(
     first = tile * POSITIONS
     query, number = first + tl.arange(0, POSITIONS), key_tile * KEYS + tl.arange(0, KEYS)
     inside, present = query < queries, number < keys
+    query, number = tl.minimum(query, queries - 1), tl.minimum(number, keys - 1)
     bias = bias_rows(pooled_bias + key_tile * KEYS, head, queries, keys, first, query)
     bias = bias[:, None] + tl.arange(0, KEYS)[None, :]
     shift = tl.load(bias, mask=present[None, :], other=float("-inf")).to(tl.float32)
+    own, own_grad = offsets(query, q_row, CHANNELS), offsets(query, grad_row, CHANNELS)
+    key_at, value_at = offsets(number, pooled_k_row, CHANNELS), offsets(number, pooled_v_row, CHANNELS)
     begin = part * images
     grad += begin * grad_batch + head * HEAD_DIM
     q += begin * q_batch + head * HEAD_DIM
@@ -164,13 +187,10 @@ def _pooled_bias(
 
     result = tl.zeros([POSITIONS, KEYS], tl.float32)
     for _image in range(begin, tl.minimum(batches, begin + images)):
-        row = load_rows(q, query, inside, q_row, HEAD_DIM, CHANNELS)
-        up = load_rows(grad, query, inside, grad_row, HEAD_DIM, CHANNELS)
-        key = load_rows(pooled_k, number, present, pooled_k_row, HEAD_DIM, CHANNELS)
-        value = load_rows(pooled_v, number, present, pooled_v_row, HEAD_DIM, CHANNELS)
-        total = tl.load(lse + query * heads, mask=inside, other=float("inf"))
-        less = tl.load(delta + query * heads, mask=inside, other=0.0)
-        change = softmax_gradient(row, key, up, value, shift, total[:, None], less[:, None])[1]
+        row, up = load_rows(q, own, HEAD_DIM), load_rows(grad, own_grad, HEAD_DIM)
+        key, value = load_rows(pooled_k, key_at, HEAD_DIM), load_rows(pooled_v, value_at, HEAD_DIM)
+        total, less = tl.load(lse + query * heads), tl.load(delta + query * heads)
+        change = softmax_gradient(row, key, up, value, shift, total[:, None], less[:, None], PRECISION)[1]
         result += change
         grad += grad_batch
         q += q_batch

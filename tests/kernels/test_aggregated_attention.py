@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zoo.kernels import aggregated_attention, use_backend
+from zoo.kernels.aggregated_attention import tiles, triton_pooled
 from zoo.kernels.aggregated_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 80, torch.bfloat16: 50, torch.float16: 50}
@@ -120,16 +121,46 @@ def test_two_runs_are_equal(case: Case) -> None:
     assert torch.equal(*(aggregated_attention(*tensors, case.size) for _ in range(2)))
 
 
+def assert_triton_equals_the_reference(case: Case, batch: int) -> None:
+    """The output and every gradient."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = [t.to(device).requires_grad_() for t in inputs(case, batch, dtype=torch.float32)]
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            out = aggregated_attention(*tensors, case.size)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), tensors)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 def test_triton_splits_a_large_batch() -> None:
     """Gradients of biases are sums over images; from the ninth image on they are sums of parts."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensors = [t.to(device).requires_grad_() for t in inputs(AWKWARD[3], batch=17, dtype=torch.float32)]
-    found, expected = [], []
-    for backend, gradients in (("triton", found), ("reference", expected)):
-        with use_backend(backend):
-            out = aggregated_attention(*tensors, AWKWARD[3].size)
-        gradients += torch.autograd.grad(out.sin().sum(), tensors)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_triton_equals_the_reference(AWKWARD[3], batch=17)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("several tiles, pooled keys in two blocks", (5, 9), (5, 7), 1, 8),
+        Case("more pooled keys than keep their bias", (3, 4), (5, 13), 1, 8),
+        Case("a box of two blocks", (6, 5), (1, 2), 2, 8, 5),
+    ],
+    ids=lambda c: c.name,
+)
+def test_triton_programs_loop_over_images(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU of a single multiprocessor."""
+    for module in (tiles, triton_pooled):
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 1)
+    assert_triton_equals_the_reference(case, batch=3)
+
+
+@pytest.mark.parametrize(("rounds", "items", "resident"), [(0, 5, 4), (1, 1000, 528), (64, 196, 528), (64, 1, 528)])
+def test_triton_loops_fill_waves(rounds: int, items: int, resident: int) -> None:
+    length = tiles.loop_length(rounds, items, resident)
+    assert 0 <= length <= max(1, rounds)
+    if rounds == 64:
+        programs = items * -(-rounds // length)
+        assert programs <= resident or programs / (-(-programs // resident) * resident) > 0.9
 
 
 def test_compiles_as_one_graph() -> None:
