@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -148,23 +150,37 @@ def test_compiles_as_one_graph() -> None:
     torch.testing.assert_close(compiled(*arguments), neighborhood_attention(*arguments))
 
 
+PLANS = {
+    "pairs in chunks": (Case("", (5, 9), 1, 8, (3, 3)), 2, 0.0, torch.float16),
+    "table, several images": (Case("", (11, 17), 1, 8, (3, 3), (3, 5)), 3, 99.0, torch.float16),
+    "table in chunks, several images": (Case("", (9, 13), 1, 8, (3, 3)), 2, 99.0, torch.float32),
+    "table, no bias": (Case("", (8, 9), 1, 8, (5, 5), bias=False), 2, 99.0, torch.float16),
+    "tiles that are alike": (Case("", (5, 45), 1, 8, (3, 3)), 1, 99.0, torch.float16),
+}
+"""A case, its batch, the most memory of a table of pairs, a dtype: for each way in which kernels can be launched."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [AWKWARD[2], AWKWARD[-2]], ids=lambda c: c.name)
-def test_a_program_takes_several_images(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a large batch: the Triton kernels keep the biases of a tile from image to image."""
-    lattice = pytest.importorskip("zoo.kernels.neighborhood_attention.triton_lattice")
-    monkeypatch.setattr(lattice, "PROGRAMS", 1)
-    lattice._layout.cache_clear()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensors = case.tensors(3, dtype=torch.float16, device=device)
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_of_a_launch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with large batches and maps: one program at a time, which takes all images."""
+    kernels = "zoo.kernels.neighborhood_attention.triton"
+    plan = pytest.importorskip(f"{kernels}_plan")
+    monkeypatch.setattr(plan, "multiprocessors", lambda device: 1)
+    for module in (kernels, f"{kernels}_queries", f"{kernels}_keys"):
+        monkeypatch.setattr(import_module(module), "PER_SM", 1)
+    case, batch, largest, dtype = PLANS[name]
+    monkeypatch.setattr(plan, "LARGEST", largest)
+    plan._plan.cache_clear()
+    tensors = case.tensors(batch, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     with use_backend("triton"):
         found = gradients(case, tensors)
-    lattice._layout.cache_clear()
+    plan._plan.cache_clear()
     with use_backend("reference"):
         expected = gradients(case, {name: t.double() for name, t in tensors.items()})
     for result, exact in zip(found, expected, strict=True):
-        unit = torch.finfo(torch.float16).eps * max(1.0, exact.abs().max().item())
-        assert (result.double() - exact).abs().max() < BOUND[torch.float16] * unit
+        unit = torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
+        assert (result.double() - exact).abs().max() < BOUND[dtype] * unit
 
 
 def gradients(case: Case, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
