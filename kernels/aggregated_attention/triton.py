@@ -118,9 +118,11 @@ def _forward(
             key, value = pooled_rows(far_k, far_v, pooled_k_row, pooled_v_row, start, keys, HEAD_DIM, CHANNELS, KEYS)
             largest, total, mean = _attend(row, key, value, shifts[block], largest, total, mean, PRECISION)
         for start in range(0, 0 if KEPT else keys, KEYS):
-            key, value = pooled_rows(far_k, far_v, pooled_k_row, pooled_v_row, start, keys, HEAD_DIM, CHANNELS, KEYS)
+            far_key, far_value = pooled_rows(
+                far_k, far_v, pooled_k_row, pooled_v_row, start, keys, HEAD_DIM, CHANNELS, KEYS
+            )
             shift = pooled_shift(bias, start, keys, KEYS)
-            largest, total, mean = _attend(row, key, value, shift, largest, total, mean, PRECISION)
+            largest, total, mean = _attend(row, far_key, far_value, shift, largest, total, mean, PRECISION)
         mean *= (1.0 / total)[:, None]
         for block in tl.static_range(BLOCKS):
             spread = tl.gather(sheet, near[block][2], 1).to(row.dtype)
