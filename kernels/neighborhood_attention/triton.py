@@ -23,7 +23,7 @@ from zoo.kernels.neighborhood_attention.triton_plan import FORWARD, plan_of, pos
 
 __all__ = ["backward", "forward"]
 
-PER_SM = 8
+PER_SM = 7
 """Programs of `_forward` on a multiprocessor at once."""
 
 

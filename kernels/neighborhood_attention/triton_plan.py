@@ -16,6 +16,8 @@ LARGEST = 0.5
 """The most memory of a table of pairs, in units of that of the queries: a larger one serves too few tiles."""
 PROLOGUE = 0.3
 """What a program does once, in units of what it does for a tile of an image."""
+SUMS = 1.5
+"""The same where it leaves sums of all its pairs."""
 
 
 class Plan(NamedTuple):
@@ -102,9 +104,10 @@ def _plan(
     longest = max(strides[0], strides[4], prod(shape[1:]), 1)
     most = max(1, (2**31 - 1) // longest - 1)  # a program counts in 32 bits
     bytes_of_pairs = 4 * COLUMNS * chunks * each
-    least = triton.cdiv(bytes_of_pairs, 3 * head_dim * dtype.itemsize) if kernel.sums else 1
+    least = triton.cdiv(bytes_of_pairs, 3 * head_dim * dtype.itemsize) if kernel.sums and biased else 1
     tiles = prod(dilation) * down * across * heads
-    share = min(most, max(_share(batch, tiles, resident), min(least, batch)))
+    once = SUMS if kernel.sums and biased else PROLOGUE
+    share = min(most, max(_share(batch, tiles, resident, once), min(least, batch)))
     stretch = min(run, max(triton.cdiv(least, max(batch, 1)), tiles // (4 * resident), 1))
     programs = tiles // across * (kinds_x - 1 + triton.cdiv(run, stretch)) * triton.cdiv(batch, share)
     unit = 1 if any(n % 8 for n in strides) else 8
@@ -133,11 +136,14 @@ def _plan(
     )
 
 
-def _share(batch: int, tiles: int, resident: int) -> int:
-    """Images of a program, so that the programs that run at once are done at about the same time."""
+def _share(batch: int, tiles: int, resident: int, once: float) -> int:
+    """Images of a program, so that the programs that run at once are done at about the same time.
+
+    `once` is what a program does beside, in units of what it does for a tile of an image.
+    """
 
     def time(chunks: int) -> float:
-        return triton.cdiv(tiles * chunks, resident) * (triton.cdiv(batch, chunks) + PROLOGUE)
+        return triton.cdiv(tiles * chunks, resident) * (triton.cdiv(batch, chunks) + once)
 
     return triton.cdiv(batch, min(range(1, batch + 1), key=time, default=1))
 

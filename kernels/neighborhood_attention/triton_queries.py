@@ -18,7 +18,7 @@ from zoo.kernels.neighborhood_attention.triton_lattice import (
 )
 from zoo.kernels.neighborhood_attention.triton_pairs import pairs_of, read_pairs
 
-PER_SM = 6
+PER_SM = 5
 """Programs of `_queries` on a multiprocessor at once."""
 
 
