@@ -68,7 +68,7 @@ def _queries(
         partial += tl.program_id(0).to(tl.int64) * (ROWS * BLOCKS * CHUNKS * 16)
     sums = ()
     one = (tl.arange(0, 16)[:, None] == tl.arange(0, 16)[None, :]).to(k.dtype.element_ty)
-    for _ in tl.static_range(BLOCKS if KEPT else 0):
+    for _block in tl.static_range(BLOCKS if KEPT else 0):
         sums += (tl.zeros([ROWS, 16], tl.float32),)
     for tile in range(0, tiles):
         right = tile * TILE_X * dilation_x
