@@ -81,7 +81,7 @@ def _tiled(
         "BLOCKS": triton.cdiv((TILE[0] + size - 1) * (TILE[1] + size - 1), block),
         "KEYS": min(32, padded(keys)),
         "PRECISION": precision,
-        "num_warps": 8 if exact else 2,
+        "num_warps": 8 if exact else 4 if channels > 32 or precision == "tf32" else 2,
         "num_stages": 2,
     }
     return (items * triton.cdiv(batch, images),), (batch, images, heads, height, width, keys), options

@@ -67,7 +67,7 @@ def _queries(
         place = tl.arange(0, ROWS)[:, None] * (BLOCKS * CHUNKS * 16) + tl.arange(0, 16)[None, :]
         partial += tl.program_id(0).to(tl.int64) * (ROWS * BLOCKS * CHUNKS * 16)
     sums = ()
-    one = (tl.arange(0, 16)[:, None] == tl.arange(0, 16)[None, :]).to(k.dtype.element_ty)
+    one = tl.where(tl.arange(0, 16)[:, None] == tl.arange(0, 16)[None, :], 1.0, 0.0).to(k.dtype.element_ty)
     for _block in tl.static_range(BLOCKS if KEPT else 0):
         sums += (tl.zeros([ROWS, 16], tl.float32),)
     for tile in range(0, tiles):

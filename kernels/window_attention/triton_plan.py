@@ -33,10 +33,12 @@ class Call(NamedTuple):
 
     @property
     def heads(self) -> int:
+        """Of each position."""
         return self.shape[3]
 
     @property
     def tokens(self) -> int:
+        """Of a group."""
         return self.size[0] * self.size[1]
 
     @property

@@ -130,10 +130,9 @@ def test_triton_in_float16(operation: str, case) -> None:
         _assert_close(operation, case, torch.float16, "triton")
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(("operation", "case"), CASES, ids=_name)
-@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly")
-def test_triton_in_bfloat16(operation: str, case) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("operation", "case"), AWKWARD[::2] if DEVICE == "cpu" else CASES, ids=_name)
+def test_triton_in_bfloat16(operation: str, case, bfloat16_products: None) -> None:
     with use_backend("triton"):
         _assert_close(operation, case, torch.bfloat16, "triton")
 
