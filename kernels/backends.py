@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -70,11 +70,21 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     return _forced.to(name)
 
 
+def forced() -> str | None:
+    """What `use_backend` asks for here."""
+    return _forced.value()
+
+
+def as_forced(name: str | None) -> AbstractContextManager[None]:
+    """`use_backend(name)`, or nothing: for a backward pass, which may run in another thread than its forward pass."""
+    return nullcontext() if name is None else _forced.to(name)
+
+
 def _choice(q: torch.Tensor, native_limit: str) -> tuple[str, str]:
     if transformed():
         return "reference", "torch.func and forward-mode differentiation need PyTorch's own operators"
-    forced = _forced.value()
-    backend, reason = (forced, "asked for by use_backend") if forced is not None else _fastest(q)
+    asked = forced()
+    backend, reason = (asked, "asked for by use_backend") if asked is not None else _fastest(q)
     return ("reference", native_limit) if backend == "native" and native_limit else (backend, reason)
 
 

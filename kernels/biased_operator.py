@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from zoo.kernels.backends import implementation
+from zoo.kernels.backends import as_forced, forced, implementation
 from zoo.kernels.flops import count_operations
 from zoo.kernels.transforms import differentiable
 
@@ -60,6 +60,7 @@ def register(operation: str, reference: Callable[..., torch.Tensor]) -> Callable
 
     def _save(ctx, inputs, output) -> None:
         q, k, v, bias, *ctx.settings = inputs
+        ctx.backend = forced()
         ctx.save_for_backward(q, k, v, bias, *output)
 
     def _differentiate(ctx, grad, _):
@@ -71,7 +72,8 @@ def register(operation: str, reference: Callable[..., torch.Tensor]) -> Callable
                 return reference(q, k, v, tuple(size), tuple(spacing), bias, scale)
 
             return *differentiable(specified, grad, q, k, v, bias), None, None, None
-        dq, dk, dv, dbias = backward(grad, q, k, v, bias, out, lse, *ctx.settings)
+        with as_forced(ctx.backend):
+            dq, dk, dv, dbias = backward(grad, q, k, v, bias, out, lse, *ctx.settings)
         return dq, dk, dv, None if bias is None else dbias, None, None, None
 
     forward.register_autograd(_differentiate, setup_context=_save)

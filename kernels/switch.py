@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from threading import Lock
 from typing import Generic, TypeVar
@@ -45,10 +45,11 @@ class Switch(Generic[T]):
         try:
             yield
         finally:
-            self._here.reset(before)
             with self._lock:
                 del self._set[own]
                 self._publish()
+            with suppress(ValueError):  # ended in another task, in which nothing was set
+                self._here.reset(before)
 
     def _publish(self) -> None:
         self._active = bool(self._set)

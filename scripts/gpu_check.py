@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -32,10 +33,10 @@ MODELS = ["nat_tiny", "maxvit_tiny_tf_224", "biformer_tiny", "transnext_micro", 
 
 def main(
     phase: Annotated[str, typer.Option(help=f"{', '.join(PHASES)}, {TABLES}; NAME:N takes N seconds at most.")] = (
-        "compile,correctness,kernels"
+        "compile:120,correctness:90,kernels"
     ),
     seconds: Annotated[float, typer.Option(min=1, help="For everything; it is kept.")] = 280,
-    out: Annotated[Path, typer.Option(help="Folder of the rows and the log.")] = Path("outputs/gpu"),
+    out: Annotated[Path, typer.Option(envvar="OUT", help="Folder of the rows and the log.")] = Path("outputs/gpu"),
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     operation: Annotated[list[str] | None, typer.Option(help="Names; all that have kernels of ours.")] = None,
     case: Annotated[str, typer.Option(help="Part of a case's name.")] = "",
@@ -46,10 +47,7 @@ def main(
 ) -> None:
     """Run phases in their order within the time, and print what they found."""
     deadline = time.time() + seconds
-    phases = [(name, float(most or seconds)) for name, _, most in (part.partition(":") for part in phase.split(","))]
-    for name, _ in phases:
-        if name not in (*PHASES, TABLES):
-            raise typer.BadParameter(f"there is no phase {name!r}, only {', '.join((*PHASES, TABLES))}")
+    phases = [phase_of(part, seconds) for part in phase.split(",")]
     known = sorted(path.parent.name for path in ROOT.glob("kernels/*/operator.py"))
     for name in operation or ():
         if name not in known:
@@ -58,6 +56,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     run = Run(
         out=str(out),
+        started=datetime.now().isoformat(timespec="seconds"),
         deadline=deadline,
         device=device,
         operations=tuple(operation or known),
@@ -67,10 +66,23 @@ def main(
         size=size,
         jobs=jobs,
     )
-    Conductor(run).play([item for item in phases if item[0] != TABLES])
-    if any(name == TABLES for name, _ in phases):
-        write_tables(out, ROOT / "benchmarks")
-    raise typer.Exit(summarise(out))
+    try:
+        Conductor(run).play([item for item in phases if item[0] != TABLES])
+        if any(name == TABLES for name, _ in phases):
+            write_tables(out, ROOT / "benchmarks")
+    finally:
+        status = summarise(out)
+    raise typer.Exit(status)
+
+
+def phase_of(part: str, seconds: float) -> tuple[str, float]:
+    """NAME or NAME:N as a name and the most seconds."""
+    name, _, most = part.partition(":")
+    if name not in (*PHASES, TABLES):
+        raise typer.BadParameter(f"there is no phase {name!r}, only {', '.join((*PHASES, TABLES))}")
+    if most and not most.isdecimal():
+        raise typer.BadParameter(f"{part!r}: expected NAME or NAME:SECONDS")
+    return name, float(most or seconds)
 
 
 if __name__ == "__main__":

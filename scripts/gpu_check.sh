@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Minutes on a GPU: installs this checkout without a network, if it is not installed, and runs scripts/gpu_check.py.
-# Arguments go to it: `--phase compile,correctness,kernels --seconds 280` first, then `--phase families,peers:240,models`.
+# Arguments go to it: none first, which compiles, checks and times the kernels; then `--phase families,peers:240,models`.
 # PYTHON is the interpreter that has PyTorch and Triton, python3 by default; .venv is used where there is one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,11 +8,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 
-installed() { (cd scripts && "$python" -c "import zoo.kernels" 2>/dev/null); }
+installed() { # this very checkout
+  (cd scripts && "$python" -c "import sys, pathlib, zoo.kernels as k
+sys.exit(not pathlib.Path(k.__file__).samefile('../kernels/__init__.py'))" 2>/dev/null)
+}
 
 link_package() { # what an editable install does, where pip or setuptools are too old for ours
-  package=$PWD/outputs/package
-  mkdir -p "$package/zoo"
+  package=$(mktemp -d)
+  mkdir "$package/zoo"
   ln -sfn "$PWD"/zoo/* "$PWD/kernels" "$PWD/configs" "$PWD/weights_manifest.yaml" "$package/zoo/"
   export PYTHONPATH=$package${PYTHONPATH:+:$PYTHONPATH}
 }

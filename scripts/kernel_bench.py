@@ -73,6 +73,8 @@ def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda 
             errors[peer.name] = error_of(job, peer, step(), expected)
             steps[peer.name] = step
         except Exception as error:  # of a compiler, of memory, of the check: whoever fails is left out
+            if "CUDA error" in str(error):
+                raise  # nothing works in this process any more
             who = f"OURS, {peer.name}" if peer.name in OURS else peer.name
             reason = str(error).strip().partition("\n")[0][:120]
             problems.append(f"{job.operation}, {job.case.name}, {job.mode}, {who}: {type(error).__name__}: {reason}")

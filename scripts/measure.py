@@ -63,13 +63,11 @@ def gpu_time(call: Call, rounds: int = 25) -> GpuTime:
     _warm_up(call)
     eager = _cold_median(call, rounds)
     host = statistics.median(_host_seconds(call) for _ in range(10))
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:
-        torch.cuda.synchronize()
+    if _waits(call):
         return GpuTime(eager, eager, host, False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
     return GpuTime(_cold_median(graph.replay, rounds), eager, host, True)
 
 
@@ -183,6 +181,19 @@ def _cold_median(call: Call, rounds: int) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
+
+
+def _waits(call: Call) -> bool:
+    """Whether a call waits for the GPU: it cannot be captured, and a capture that fails leaves a broken process."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 def _host_seconds(call: Call) -> float:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ def _run(out: Path, seconds: float = 60, **changes: object):
 
     settings = {
         "out": str(out),
+        "started": "now",
         "deadline": time.time() + seconds,
         "device": "cpu",
         "operations": OPERATIONS,
@@ -156,18 +157,18 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    for option, name in (("--phase", "compile,corectness"), ("--operation", "window")):
+    for option, name in (("--phase", "compile,corectness"), ("--operation", "window"), ("--phase", "compile:soon")):
         command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", option, name]
         done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
         assert done.returncode == 2
-        assert "there is no" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 class StandIn:
     """As much of `torch.cuda` as a timer needs, with a clock of its own: an eager call takes 90 us, its kernels 30."""
 
     def __init__(self, captures: bool) -> None:
-        self.now, self.captures, self.capturing = 0.0, captures, False
+        self.now, self.captures = 0.0, captures
         stand_in = self
 
         class Event:
@@ -190,16 +191,18 @@ class StandIn:
 
         self.Event, self.CUDAGraph, self.Stream, self.current_stream = Event, CUDAGraph, Stream, Stream
         self.stream, self.synchronize = lambda stream: nullcontext(), lambda: None
+        self.mode = "default"
 
-    @contextmanager
     def graph(self, graph: object):
-        self.capturing = True
-        yield
-        self.capturing = False
+        assert self.captures
+        return nullcontext()
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.mode = mode
 
     def call(self) -> None:
-        if self.capturing and not self.captures:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.mode == "error" and not self.captures:
+            raise RuntimeError("called a synchronizing CUDA operation")
         self.now += 0.090
 
 
@@ -216,3 +219,46 @@ def test_kernels_are_timed_without_their_host(captures: bool, monkeypatch: pytes
     assert time.eager == pytest.approx(90e-6)
     assert time.kernels == pytest.approx(30e-6 if captures else 90e-6)
     assert time.captured == captures
+
+
+def test_rows_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The last run is shown, all are kept, once each, and a line that was torn is left out."""
+    from gpu.summary import summarise, write_tables
+
+    profile = {"operation": "window_attention", "case": "one", "mode": "forward", "kernel": "_forward", "us": 3.0}
+    for started, status in (("yesterday", "failed"), ("today", "done")):
+        run = _run(tmp_path, started=started)
+        run.write("machine", date=started, device=f"card of {started}", torch="2", triton="3", zoo="1")
+        run.write("unit", phase="kernels", operation="all", case="", provider="", status=status, seconds=1, note="")
+        run.write("profile", **profile)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"kind": "unit", "ru')
+    assert summarise(tmp_path) == 0
+    assert "torn line" in capsys.readouterr().out
+    for _ in range(2):
+        write_tables(tmp_path, tmp_path)
+    kept = (tmp_path / "profile.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in kept] == ["device", "card of yesterday", "card of today"]
+
+
+def test_a_worker_that_dies_before_its_turn_costs_its_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu import conductor
+
+    load = conductor.Conductor._load
+
+    def planted(self, step):
+        workers = load(self, step)
+        if step[0] == "kernels":
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        return workers
+
+    monkeypatch.setattr(conductor.Conductor, "_load", planted)
+    run = _run(tmp_path, seconds=40, operations=("window_attention",), case="no such case")
+    conductor.Conductor(run).play([("kernels", 10.0), ("correctness", 20.0)])
+    failed = [row for row in _rows(tmp_path, "unit") if row["status"] == "failed"]
+    assert [row["phase"] for row in failed] == ["kernels"]
+    assert [row["phase"] for row in _rows(tmp_path, "phase")] == ["machine", "kernels", "correctness"]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import BranchConfig, Norm, StageConfig
 from zoo.errors import ConfigError
+from zoo.kernels.backends import as_forced, forced
 from zoo.kernels.exporting import export_safe
 from zoo.layers.drop_path import DropPath
 from zoo.layers.norm import apply_norm, build_norm
@@ -101,10 +102,15 @@ class Stage(nn.Module):
         x = self._run(self.embed, x)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._run, block, x, use_reentrant=False)
+                x = checkpoint(self._run_by, forced(), block, x, use_reentrant=False)
             else:
                 x = self._run(block, x)
         return x
+
+    def _run_by(self, backend: str | None, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """`_run` by the backend of the forward pass: the second time may be in another thread."""
+        with as_forced(backend):
+            return self._run(module, x)
 
     def _run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if not self.exportable:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from zoo.kernels.aggregated_attention.reference import aggregated_attention
-from zoo.kernels.backends import implementation
+from zoo.kernels.backends import as_forced, forced, implementation
 from zoo.kernels.flops import count_operations
 from zoo.kernels.transforms import differentiable
 
@@ -73,13 +73,15 @@ def _(grad, q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra, out, ls
 
 def _save(ctx, inputs, output) -> None:
     *tensors, ctx.size = inputs
+    ctx.backend = forced()
     ctx.save_for_backward(*tensors, *output)
 
 
 def _differentiate(ctx, grad, _):
     if torch.is_grad_enabled():  # for a gradient of this gradient
         return *differentiable(partial(aggregated_attention, size=ctx.size), grad, *ctx.saved_tensors[:8]), None
-    return *backward(grad, *ctx.saved_tensors, ctx.size), None
+    with as_forced(ctx.backend):
+        return *backward(grad, *ctx.saved_tensors, ctx.size), None
 
 
 forward.register_autograd(_differentiate, setup_context=_save)

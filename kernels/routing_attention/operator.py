@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from zoo.kernels.backends import implementation
+from zoo.kernels.backends import as_forced, forced, implementation
 from zoo.kernels.flops import count_operations
 from zoo.kernels.routing_attention.reference import routing_attention
 from zoo.kernels.transforms import differentiable
@@ -48,6 +48,7 @@ def _(grad, q, k, v, routes, out, lse, region, scale):
 
 def _save(ctx, inputs, output) -> None:
     q, k, v, routes, *ctx.settings = inputs
+    ctx.backend = forced()
     ctx.save_for_backward(q, k, v, routes, *output)
 
 
@@ -60,7 +61,8 @@ def _differentiate(ctx, grad, _):
             return routing_attention(q, k, v, routes, tuple(region), scale)
 
         return *differentiable(specified, grad, q, k, v), None, None, None
-    return *backward(grad, q, k, v, routes, out, lse, *ctx.settings), None, None, None
+    with as_forced(ctx.backend):
+        return *backward(grad, q, k, v, routes, out, lse, *ctx.settings), None, None, None
 
 
 forward.register_autograd(_differentiate, setup_context=_save)

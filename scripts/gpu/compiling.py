@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import torch
@@ -19,22 +19,53 @@ from triton.backends.compiler import GPUTarget
 from gpu.plan import cases_of, compile_plan
 from gpu.run import Run
 
+Task = tuple[str, str, str, int]
+"""Operation, name of a case, dtype, batch."""
 Result = tuple[str, str, str, float, list[str]]
+"""Operation, name of a case, dtype, seconds, problems."""
+ATTEMPTS = 3
+"""A crash of a compiler ends all processes; so often the rest is tried again."""
 
 
 def compile_all(run: Run, _: str) -> None:
     """Compile what the other phases will launch; a row for each case and dtype."""
-    target, start, count = target_of(run.device), time.time(), 0
-    for operation, case, dtype, seconds, problems in _compiled(run, target):
-        status = "wrong" if problems else "done"
-        row = {"phase": "compile", "operation": operation, "case": case, "provider": dtype}
-        run.write("unit", **row, status=status, seconds=round(seconds, 2), note="; ".join(problems))
-        count += 1
-    left_out = len(compile_plan(run)) - count
-    note = f"{left_out} of {len(compile_plan(run))} cases did not fit: they compile when they run" if left_out else ""
-    row = {"phase": "compile", "operation": "all", "case": target.backend + str(target.arch), "provider": ""}
-    status = "skipped" if left_out else "done"
+    start, target, plan = time.time(), target_of(run.device), compile_plan(run)
+    left = list(plan)
+    for _attempt in range(ATTEMPTS):
+        left = _compile_some(run, left, target)
+        if not left or run.left() <= 0:
+            break
+    crashed = bool(left) and run.left() > 0
+    names = "; ".join(" ".join(map(str, task)) for task in left)
+    note = f"{'the compiler crashed at some of' if crashed else 'they compile when they run'}: {names}" if left else ""
+    row = {"phase": "compile", "operation": "all", "case": f"{target.backend} {target.arch}", "provider": ""}
+    status = "failed" if crashed else "skipped" if left else "done"
     run.write("unit", **row, status=status, seconds=round(time.time() - start, 1), note=note)
+
+
+def _compile_some(run: Run, tasks: list[Task], target: GPUTarget) -> list[Task]:
+    """Compile in processes until the time is up or one of them crashes; what is left, the suspects last."""
+    pool = ProcessPoolExecutor(run.jobs, mp_context=get_context("spawn"))
+    futures = {pool.submit(_compile, *task, target): task for task in tasks}
+    left = list(tasks)
+    try:
+        for future in as_completed(futures, timeout=max(run.left(), 0.1)):
+            _note(run, *future.result())
+            left.remove(futures[future])
+    except TimeoutError:
+        for process in pool._processes.values():  # they would finish what they are at, and the time is up
+            os.kill(process.pid, signal.SIGKILL)
+    except BrokenProcessPool:
+        left = left[run.jobs :] + left[: run.jobs]  # tasks are begun in their order
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return left
+
+
+def _note(run: Run, operation: str, case: str, dtype: str, seconds: float, problems: list[str]) -> None:
+    row = {"phase": "compile", "operation": operation, "case": case, "provider": dtype}
+    status = "wrong" if problems else "done"
+    run.write("unit", **row, status=status, seconds=round(seconds, 2), note="; ".join(problems))
 
 
 def target_of(device: str) -> GPUTarget:
@@ -45,20 +76,6 @@ def target_of(device: str) -> GPUTarget:
         return GPUTarget("hip", torch.cuda.get_device_properties(0).gcnArchName.partition(":")[0], 64)
     major, minor = torch.cuda.get_device_capability()
     return GPUTarget("cuda", 10 * major + minor, 32)
-
-
-def _compiled(run: Run, target: GPUTarget) -> Iterator[Result]:
-    """Results as they come, until the time is up."""
-    pool = ProcessPoolExecutor(run.jobs, mp_context=get_context("spawn"))
-    try:
-        tasks = [pool.submit(_compile, *task, target) for task in compile_plan(run)]
-        for task in as_completed(tasks, timeout=max(run.left(), 0.1)):
-            yield task.result()
-    except TimeoutError:
-        for process in pool._processes.values():  # they would finish what they are at, and the time is up
-            os.kill(process.pid, signal.SIGKILL)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _compile(operation: str, name: str, dtype: str, batch: int, target: GPUTarget) -> Result:

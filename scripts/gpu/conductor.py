@@ -43,8 +43,7 @@ class Conductor:
             to_come = sum(other == phase for other, *_ in steps[i:])
             share = replace(self.run, deadline=time.time() + max(0, end - time.time()) / to_come)
             for worker in workers:
-                worker.stdin.write(share.to_json() + "\n")
-                worker.stdin.close()
+                self._start(worker, share)
             done = [self._finish(phase, part, worker, share) for part, worker in zip(parts, workers, strict=True)]
             if phase == "machine" and not all(done):
                 for worker in loaded:
@@ -68,6 +67,14 @@ class Conductor:
                 for part in parts
             ]
 
+    def _start(self, worker: subprocess.Popen, run: Run) -> None:
+        """Give a worker its settings; one that died before its turn is noticed when it is waited for."""
+        try:
+            worker.stdin.write(run.to_json() + "\n")
+            worker.stdin.close()
+        except OSError:
+            return
+
     def _finish(self, phase: str, part: str, worker: subprocess.Popen, run: Run) -> bool:
         """Wait for a worker; if it does not end in time, end it; if it died, note it. Whether it did not."""
         start = time.time()
@@ -80,4 +87,5 @@ class Conductor:
             note = f"its process ended with status {status}, see log.txt"
             what = {"phase": phase, "operation": part, "case": "", "provider": "worker"}
             run.write("unit", **what, status="failed", seconds=round(time.time() - start, 1), note=note)
+        run.write("phase", phase=phase, operation=part, seconds=round(time.time() - start, 1))
         return status == 0

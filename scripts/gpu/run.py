@@ -24,9 +24,13 @@ class OutOfTime(BaseException):
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of a run, the same in all of its processes; `deadline` in seconds since the epoch."""
+    """The settings of a run, the same in all of its processes.
+
+    `started` is the time at which it began, by which its rows are known; `deadline` is in seconds since the epoch.
+    """
 
     out: str
+    started: str
     deadline: float
     device: str
     operations: tuple[str, ...]
@@ -55,8 +59,8 @@ class Run:
 
     def write(self, kind: str, **row: object) -> None:
         """Note a row at once, in one piece, so that it outlives a crash and other processes do not mix with it."""
-        line = json.dumps({"kind": kind, **row}) + "\n"
-        file = os.open(Path(self.out) / "rows.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        line = json.dumps({"kind": kind, "run": self.started, **row}) + "\n"
+        file = os.open(Path(self.out) / "rows.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, line.encode())
         finally:
@@ -82,8 +86,13 @@ class Run:
         except Exception as error:
             status, note = "failed", f"{type(error).__name__}: {str(error)[:400]}"
         self.write("unit", **what, status=status, seconds=round(time.time() - start, 2), note=note or "")
-        if status == "failed" and any(word in note for word in ("CUDA error", "HIP error", "illegal memory")):
+        if status == "failed" and context_lost(note):
             sys.exit(CONTEXT_LOST)
+
+
+def context_lost(message: str) -> bool:
+    """Whether an error leaves a process without a GPU."""
+    return any(word in message for word in ("CUDA error", "HIP error", "illegal memory"))
 
 
 @contextmanager

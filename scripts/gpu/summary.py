@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from pathlib import Path
 
 KEPT = {"kernels": "kernels.csv", "models": "models.csv", "correctness": "correctness.csv", "profile": "profile.csv"}
 """Kinds of rows that are kept with the project."""
+MACHINE = ("date", "device", "torch", "triton", "zoo")
+"""What rows say of the machine, where they do not say more."""
 BAD = ("wrong", "failed")
 
 
 def rows_of(out: Path) -> list[dict]:
-    """All rows of a run."""
-    path = out / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """All rows of a folder, of one run or of several; a line that was torn when a process was killed is left out."""
+    path, rows = out / "rows.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path}: left out a torn line of {len(line)} characters")
+    return rows
 
 
 def summarise(out: Path) -> int:
-    """Print a run: what is wrong first, then times; 1 if something is wrong, else 0."""
+    """Print the last run: times, what did not fit, and what is wrong; 1 if something is wrong, else 0."""
     rows = rows_of(out)
+    rows = [row for row in rows if row["run"] == rows[-1]["run"]]
     units = [row for row in rows if row["kind"] == "unit"]
     print()
     for phase in dict.fromkeys(unit["phase"] for unit in units):
@@ -39,19 +48,34 @@ def summarise(out: Path) -> int:
 
 
 def write_tables(out: Path, folder: Path) -> None:
-    """Append a run's rows to the CSV files of `folder`, and write the tables of its kernels to `gpu.md` there."""
+    """Append rows to the CSV files of `folder`, those that are not there yet, and write `gpu.md` from the kernels'."""
     from kernel_tables import write_markdown
     from measure import append
 
     rows = rows_of(out)
-    machine = next(({k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == "machine"), {})
-    common = {name: machine[name] for name in ("date", "device", "torch", "zoo") if name in machine}
+    machines = {row["run"]: row for row in rows if row["kind"] == "machine"}
     for kind, name in KEPT.items():
-        found = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == kind]
-        if found:
-            append(folder / name, [row if "device" in row else common | row for row in found])
-    kernels = [row for row in rows if row["kind"] == "kernels"]
-    write_markdown(folder / "gpu.md", kernels)
+        found = [_with_machine(row, machines) for row in rows if row["kind"] == kind]
+        known = _known(folder / name)
+        new = [row for row in found if tuple(map(str, row.values())) not in known]
+        if new:
+            append(folder / name, new)
+    write_markdown(folder / "gpu.md", [row for row in rows if row["kind"] == "kernels"])
+
+
+def _with_machine(row: dict, machines: dict[str, dict]) -> dict:
+    """A row as it is kept: with the device and its software."""
+    machine = machines.get(row["run"], {})
+    common = {name: machine.get(name, "") for name in MACHINE} if "device" not in row else {}
+    return common | {name: value for name, value in row.items() if name not in ("kind", "run")}
+
+
+def _known(path: Path) -> set[tuple[str, ...]]:
+    """The rows of a CSV file."""
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return set(map(tuple, csv.reader(file)))
 
 
 def _skipped(units: list[dict]) -> dict[tuple[str, str], list[str]]:

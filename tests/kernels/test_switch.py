@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 
+import pytest
 import torch
 
 import zoo
@@ -81,3 +83,43 @@ def test_compiled_functions_follow_the_backend() -> None:
         neighborhood_attention(Q, Q, Q, 3)
     assert len(calls) >= 1
     assert torch.equal(run(Q), expected)
+
+
+def _backward_elsewhere(loss: torch.Tensor) -> None:
+    """As PyTorch does on a GPU."""
+    _elsewhere(loss.backward)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_backward_pass_in_another_thread_is_that_of_its_forward_pass(backend: str) -> None:
+    model = zoo.create_model("nat_mini", num_classes=3, drop_path_rate=0.0)
+    images, gradients = torch.randn(1, 3, 32, 32), []
+    for checkpointed in (False, True):
+        model.set_grad_checkpointing(checkpointed)
+        model.zero_grad()
+        with use_backend(backend):
+            loss = model(images).square().sum()
+            _backward_elsewhere(loss)
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def test_a_backend_asked_for_where_it_is_not_chosen_serves_the_backward_pass_too() -> None:
+    q = torch.randn(1, 4, 4, 1, 136, requires_grad=True)
+    with use_backend("native"):
+        out = neighborhood_attention(q, q, q, 3)
+    _backward_elsewhere(out.sum())
+    assert q.grad.isfinite().all()
+
+
+def test_a_block_that_ends_in_another_task_ends() -> None:
+    def block():
+        with use_backend("reference"):
+            yield
+
+    generator = block()
+    contextvars.copy_context().run(next, generator)
+    next(generator, None)
+    assert "asked for" not in explain_backend("neighborhood_attention", Q)
+    assert neighborhood_attention(Q, Q, Q, 3).isfinite().all()
