@@ -16,6 +16,7 @@ import zoo
 from tests import golden
 from zoo.backbone import Backbone
 from zoo.catalog import load_config
+from zoo.mixers.routing import RoutingAttention
 
 IMAGES = golden.images(2, 64, 96)
 ODD = golden.images(2, 97, 211)
@@ -57,11 +58,12 @@ def test_changing_the_size_does_not_compile_for_ever(small: str) -> None:
     stages = tuple(replace(config.stages[i], blocks=config.stages[i].blocks[:2]) for i in (0, 2, 3))
     model = Backbone(replace(config, stages=stages), num_classes=10).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    seen = []
+    seen, routed = [], any(isinstance(module, RoutingAttention) for module in model.modules())
     for size in [(112, 128), (125, 166), (151, 149), (144, 176)]:
         images = golden.images(1, *size)
         with torch.inference_mode():
-            assert close(compiled(images), model(images))
+            # Of regions with nearly equal scores, another rounding chooses another.
+            assert close(compiled(images), model(images), 1e-2 if routed else 1e-4)
         seen.append(counters["stats"]["unique_graphs"])
     assert seen[-1] <= 3
 

@@ -107,7 +107,7 @@ def _plan(
     least = triton.cdiv(bytes_of_pairs, 3 * head_dim * dtype.itemsize) if kernel.sums and biased else 1
     tiles = prod(dilation) * down * across * heads
     once = SUMS if kernel.sums and biased else PROLOGUE
-    share = min(most, max(_share(batch, tiles, resident, once), min(least, batch)))
+    share = min(most, max(_share(batch, tiles, resident, once), min(least, batch), 1))
     stretch = min(run, max(triton.cdiv(least, max(batch, 1)), tiles // (4 * resident), 1))
     programs = tiles // across * (kinds_x - 1 + triton.cdiv(run, stretch)) * triton.cdiv(batch, share)
     unit = 1 if any(n % 8 for n in strides) else 8
