@@ -94,11 +94,12 @@ def _plan(
 
     blocks = triton.cdiv(rows * columns, COLUMNS)
     light = block_d <= 32 and dtype.itemsize == 2
-    chunks = 1 if light and blocks <= kernel.blocks else triton.cdiv(blocks, 6 if light else 2)
+    few = 1 if block_d > 32 and dtype == torch.float32 else 2
+    chunks = 1 if light and blocks <= kernel.blocks else triton.cdiv(blocks, 6 if light else few)
     kinds = sets_y * kinds_y * sets_x * kinds_x * (heads if biased else 1)
     table = kinds * chunks * triton.cdiv(blocks, chunks), ROWS * COLUMNS
     if 4 * prod(table) > LARGEST * prod(shape) * dtype.itemsize:
-        table, chunks = None, triton.cdiv(blocks, 2)
+        table, chunks = None, triton.cdiv(blocks, few)
     each = triton.cdiv(blocks, chunks)
 
     longest = max(strides[0], strides[4], prod(shape[1:]), 1)
