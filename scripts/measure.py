@@ -63,7 +63,7 @@ def gpu_time(call: Call, rounds: int = 25) -> GpuTime:
     _warm_up(call)
     eager = _cold_median(call, rounds)
     host = statistics.median(_host_seconds(call) for _ in range(10))
-    if _waits(call):
+    if why_it_waits(call):
         return GpuTime(eager, eager, host, False)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -77,6 +77,22 @@ def copy_time(size: int) -> float:
     source = torch.empty(max(1, size // 2), dtype=torch.uint8, device="cuda").random_(0, 255)
     target = torch.empty_like(source)
     return gpu_time(lambda: target.copy_(source)).kernels
+
+
+def why_it_waits(call: Call) -> str:
+    """Where a call waits for the GPU, or an empty string.
+
+    A call that waits cannot be captured, and a capture that fails leaves a broken process.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error) or type(error).__name__
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
 
 
 def kernel_times(call: Call, rounds: int = 5) -> dict[str, float]:
@@ -181,19 +197,6 @@ def _cold_median(call: Call, rounds: int) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
-
-
-def _waits(call: Call) -> bool:
-    """Whether a call waits for the GPU: it cannot be captured, and a capture that fails leaves a broken process."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        call()
-    except RuntimeError:
-        return True
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return False
 
 
 def _host_seconds(call: Call) -> float:

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from kernel_bench import Job, Tensors, is_common, leaves_of, of_images, results
+from measure import why_it_waits
 
 from gpu.plan import correctness_plan
 from gpu.run import Run
@@ -48,7 +49,8 @@ def check(run: Run, operation: str, case, dtype: str, batch: int) -> str:
         step = stepper(job.by(run.backend), tensors, upstream)
         first, second = _poisoned(step), _poisoned(step)
         problems = [] if all(torch.equal(first[n], second[n]) for n in first) else ["two runs differ"]
-        problems += _waits(step) if run.device == "cuda" else []
+        waits = why_it_waits(step) if run.device == "cuda" else ""
+        problems += [f"waits for the GPU: {waits[:100]}"] if waits else []
         truth = by_chunks(job.by("reference"), tensors, upstream, torch.float64)
         theirs = by_chunks(job.by("reference"), tensors, upstream, kind)
     for name, expected in truth.items():
@@ -107,19 +109,6 @@ def _poisoned(step: Callable[[], Tensors]) -> Tensors:
         return step()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def _waits(step: Callable[[], Tensors]) -> list[str]:
-    """A complaint if a step waits for the GPU."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    except RuntimeError as error:
-        return [f"waits for the GPU: {str(error)[:100]}"]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return []
 
 
 @contextmanager
