@@ -18,7 +18,7 @@ from zoo.kernels.neighborhood_attention.triton_lattice import (
     tile_ranks,
     write,
 )
-from zoo.kernels.neighborhood_attention.triton_pairs import pair_table, pairs_of, read_pairs
+from zoo.kernels.neighborhood_attention.triton_pairs import block_of_pairs, pair_table
 from zoo.kernels.neighborhood_attention.triton_plan import FORWARD, plan_of, positive, readable
 
 __all__ = ["backward", "forward"]
@@ -95,13 +95,10 @@ def _forward(
                         index = chunk * BLOCKS + block
                         key_y, key_x, _ = box_steps(index * 16, rows, columns, 16)
                         at = (key_y * (dilation_y * k_y) + key_x * (dilation_x * k_x)) + (step * k_b + right * k_x)
-                        if table is None:
-                            pairs = pairs_of(
-                                bias, head, scale, index * 16, box, first_y, first_x, members_y, members_x,
-                                SIZE_Y, SIZE_X, TILE_Y, TILE_X, KEYS, 16,
-                            )  # fmt: skip
-                        else:
-                            pairs = read_pairs(table + index * 512)
+                        pairs = block_of_pairs(
+                            table, index, bias, head, scale, box, first_y, first_x, members_y, members_x,
+                            SIZE_Y, SIZE_X, TILE_Y, TILE_X, KEYS,
+                        )  # fmt: skip
                         keys = read(k, at, UNIT, D, BLOCK_D)
                         logits += (tl.dot(queries, tl.trans(keys), pairs, input_precision=PRECISION),)
                         rows_of_k += (at,)

@@ -16,7 +16,7 @@ from zoo.kernels.neighborhood_attention.triton_lattice import (
     tile_ranks,
     write,
 )
-from zoo.kernels.neighborhood_attention.triton_pairs import pairs_of, read_pairs
+from zoo.kernels.neighborhood_attention.triton_pairs import block_of_pairs
 
 PER_SM = 5
 """Programs of `_keys_values` on a multiprocessor at once."""
@@ -73,13 +73,10 @@ def _keys_values(
                     query_y, query_x = query_y * dilation_y, query_x * dilation_x
                     at = (query_y * q_y + query_x * q_x) + (step * q_b + right * q_x)
                     row = (query_y * rows_y + query_x * heads) + (step * rows_b + right * heads)
-                    if table is None:
-                        pairs = pairs_of(
-                            bias, head, scale, index * 16, box, first_y, first_x, members_y, members_x,
-                            SIZE_Y, SIZE_X, TILE_Y, TILE_X, KEYS, 16,
-                        )  # fmt: skip
-                    else:
-                        pairs = read_pairs(table + index * 512)
+                    pairs = block_of_pairs(
+                        table, index, bias, head, scale, box, first_y, first_x, members_y, members_x,
+                        SIZE_Y, SIZE_X, TILE_Y, TILE_X, KEYS,
+                    )  # fmt: skip
                     queries = read(q, at, UNIT, D, BLOCK_D)
                     grads = read(grad, row, D, D, BLOCK_D)
                     total, deltas = read_sums(row_sums + row)

@@ -55,6 +55,21 @@ def pairs_of(
 
 
 @triton.jit
+def block_of_pairs(
+    table, index, bias, head, scale, box, first_y, first_x, members_y, members_x,
+    SIZE_Y: tl.constexpr, SIZE_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """The pairs of a tile and block number `index` of its box, (32, 16): from the table, if there is one."""
+    if table is None:
+        return pairs_of(
+            bias, head, scale, index * 16, box, first_y, first_x, members_y, members_x,
+            SIZE_Y, SIZE_X, TILE_Y, TILE_X, KEYS, 16,
+        )  # fmt: skip
+    else:
+        return read_pairs(table + index * 512)
+
+
+@triton.jit
 def read_pairs(table):
     """A block of the table, (32, 16).
 
