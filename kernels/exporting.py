@@ -13,7 +13,7 @@ _asked = Switch("exporting", False)
 
 def exporting() -> bool:
     """Whether to run PyTorch's own operators alone, out of place and in the form that holds for every size."""
-    return _asked.value() or torch.compiler.is_exporting()
+    return _asked.value() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def packed(x: torch.Tensor) -> torch.Tensor:

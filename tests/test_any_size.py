@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 import zoo
 from tests import golden
 from tests.conftest import SMALLEST
+from zoo.layers import cpu
+from zoo.layers.conv import convolve, least_padding, pad_same
 from zoo.mixers.window import WindowAttention
 
 MODELS = {family: zoo.create_model(name, num_classes=11).eval() for family, name in SMALLEST.items()}
@@ -114,10 +117,10 @@ def _attend_by_coordinates(mixer: WindowAttention, x: torch.Tensor) -> torch.Ten
     group = torch.stack([y // (h * ih), y % ih, z // (w * iw), z % iw], dim=1)
     together = (group[:, None] == group[None]).all(-1)
     dy, dz = ((t[None, :] - t[:, None]).clamp(1 - n, n - 1) + n - 1 for t, n in ((y // ih % h, h), (z // iw % w, w)))
-    offsets = mixer.pos_bias.offsets(mixer.size).unflatten(1, (2 * h - 1, 2 * w - 1))
+    offsets = mixer.pos_bias.offsets(mixer.size, x).unflatten(1, (2 * h - 1, 2 * w - 1))
     qkv = F.linear(x, mixer.qkv.weight, mixer.qkv.bias).flatten(1, 2)
-    q, k, v = qkv.unflatten(-1, (3, -1, mixer.qkv.head_dim)).permute(2, 0, 3, 1, 4)
-    logits = q @ k.transpose(-2, -1) * mixer.qkv.head_dim**-0.5 + offsets[:, dy, dz]
+    q, k, v = qkv.unflatten(-1, (3, -1, mixer.head_dim)).permute(2, 0, 3, 1, 4)
+    logits = q @ k.transpose(-2, -1) * mixer.head_dim**-0.5 + offsets[:, dy, dz]
     out = logits.masked_fill(~together, float("-inf")).softmax(-1) @ v
     return F.linear(out.transpose(1, 2).flatten(2), mixer.proj.weight, mixer.proj.bias).unflatten(1, (height, width))
 
@@ -148,11 +151,11 @@ def test_maxvit_keeps_its_window_at_any_size_unless_asked() -> None:
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (80, 63)])
 def test_same_padding_is_tensorflows(size: tuple[int, int]) -> None:
     """ceil(n / 2) outputs, with the odd zero behind the map."""
-    from zoo.layers.conv import Conv2d
-
-    conv = Conv2d(4, 6, 3, stride=2, padding="same").double()
+    conv = nn.Conv2d(4, 6, 3, 2, least_padding(3, 2)).double()
     x = torch.randn(1, *size, 4, dtype=torch.float64)
     total = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in size]
     padded = F.pad(x.permute(0, 3, 1, 2), (total[1] // 2, -(-total[1] // 2), total[0] // 2, -(-total[0] // 2)))
     expected = F.conv2d(padded, conv.weight, conv.bias, stride=2).permute(0, 2, 3, 1)
-    torch.testing.assert_close(conv(x), expected)
+    torch.testing.assert_close(convolve(conv, pad_same(x, conv)), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(cpu.conv_norm(conv, nn.Identity(), x, same=True), expected)

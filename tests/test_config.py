@@ -19,7 +19,6 @@ from zoo.backbone import Backbone
 from zoo.catalog import CONFIG_DIR, load_config
 from zoo.config import parse_model
 from zoo.errors import Where
-from zoo.layers.norm import BatchNorm
 from zoo.overrides import override
 
 TINY = {
@@ -238,7 +237,7 @@ def parse_and_build(tmp_path: Path, tree: dict) -> nn.Module:
 def _norms(model: nn.Module) -> dict[str, set[float]]:
     kinds: dict[str, set[float]] = {"layernorm": set(), "batchnorm": set()}
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm | BatchNorm):
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             kinds["layernorm" if isinstance(module, nn.LayerNorm) else "batchnorm"].add(module.eps)
     return kinds
 

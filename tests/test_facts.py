@@ -22,6 +22,7 @@ import zoo.embeds
 import zoo.kernels
 from zoo.backbone import Backbone
 from zoo.catalog import family_of, load_config
+from zoo.layers.norm import apply_norm
 from zoo.mixers import aggregated, cosine, global_attention, hilo, neighborhood, routing, window
 
 NAMES = [name for name in zoo.list_models() if family_of(name) not in ("davit", "maxvit", "hybrid")]
@@ -140,7 +141,7 @@ def attend(kernel: str, heads: int, head_dim: int, scale: float | None = None, *
 
 LAYERS = {
     F.linear: lambda x, w, b=None: linear(w.shape[1], w.shape[0], b),
-    F.conv2d: lambda x, w, b, stride, *_, groups=1, **__: conv(
+    F.conv2d: lambda x, w, b, stride, padding, dilation, groups: conv(
         w.shape[2], stride[0], x.shape[1], w.shape[0], b, groups
     ),
     F.layer_norm: lambda x, *_, eps, **__: f"layer norm {eps:g}",
@@ -288,8 +289,8 @@ def litv2_block(facts: Facts, s: int, b: int) -> list[str]:
 def transnext_block(facts: Facts, s: int, b: int) -> list[str]:
     dim, heads, hidden = facts.dims[s], facts.heads[s], facts.hidden[s]
     side, pool = facts.more[0] // 2 ** (s + 2), facts.more[2][s]
-    words = [LN6, "relu", linear(512, heads), linear(dim, dim)]
-    words += [LN6, *[linear(dim, hidden)] * 2, depthwise(3, hidden), "gelu", linear(hidden, dim)]
+    words = [LN6, linear(2, 512), "relu", linear(512, heads), linear(dim, dim)]
+    words += [LN6, linear(dim, 2 * hidden), depthwise(3, hidden), "gelu", linear(hidden, dim)]
     if pool is None:
         return [*words, linear(dim, 3 * dim), attend("global", heads, 24, 1.0, bias="added")]
     pooled = [linear(dim, dim), "gelu", f"pool to {(side // pool,) * 2}", LN5, linear(dim, 2 * dim)]
@@ -324,9 +325,9 @@ def test_layers_are_the_published_ones(name: str, trace: Trace) -> None:
             for b, module in enumerate(stage.blocks):
                 x = module(x)
                 ran[f"stages.{s}.blocks.{b}"] = sorted(trace.take())
-            x = stage.norm(x)
+            x = apply_norm(stage.norm, x)
             published |= {f"stages.{s}.blocks.{b}": sorted(block(facts, s, b)) for b in range(facts.depths[s])}
-        model.head(model.norm(x))
+        model.head(apply_norm(model.norm, x).permute(0, 3, 1, 2))
     norm = {"biformer": BN, "transnext": LN6}.get(model.config.family, LN5)
     assert ran == published
     assert trace.take() == [norm, linear(facts.dims[-1], 1000)]

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 import zoo
 from tests.conftest import PUBLISHED
 from zoo.catalog import family_of
-from zoo.layers.conv import Conv2d
-from zoo.layers.linear import Pointwise
-from zoo.layers.norm import BatchNorm
+from zoo.embeds import DeformConv2d
 
 Rule = Callable[[torch.Tensor, nn.Module], None]
 
@@ -134,12 +132,16 @@ DRAWN = {
 }
 
 
-def kind(module: nn.Module) -> str:
-    if isinstance(module, Conv2d):
-        return "conv" if module.groups == 1 else "depthwise conv"
+POINTWISE = ("*.conv1", "*.conv3", "*.se.fc?", "*.shortcut.proj", "*.sr")
+"""Linear layers that are 1x1 convolutions in the published code."""
+
+
+def kind(prefix: str, module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d | DeformConv2d):
+        return "conv" if getattr(module, "groups", 1) == 1 else "depthwise conv"
     if isinstance(module, nn.Linear):
-        return "1x1 conv" if isinstance(module, Pointwise) else "linear"
-    return "norm" if isinstance(module, nn.LayerNorm | BatchNorm) else ""
+        return "1x1 conv" if any(fnmatch.fnmatchcase(prefix, name) for name in POINTWISE) else "linear"
+    return "norm" if isinstance(module, nn.LayerNorm | nn.BatchNorm2d) else ""
 
 
 @pytest.mark.parametrize("group", RULES)
@@ -149,7 +151,7 @@ def test_every_parameter_is_drawn_by_the_published_rule(group: str) -> None:
         model = zoo.create_model(name, **{"stages.2.depth": 3, "stages.3.depth": 1})
         for prefix, module in model.named_modules():
             for suffix, values in module.named_parameters(recurse=False):
-                key = f".{prefix}.{suffix}:{kind(module)}"
+                key = f".{prefix}.{suffix}:{kind(prefix, module)}"
                 pattern = next(pattern for pattern in RULES[group] if fnmatch.fnmatchcase(key, pattern))
                 used.add(pattern)
                 RULES[group][pattern](values.detach(), module)

@@ -17,15 +17,31 @@ from zoo.config import ModelConfig
 from zoo.errors import Where
 from zoo.head import Head
 from zoo.init import SCHEMES, initialise
-from zoo.layers.norm import apply_norm, build_norm
+from zoo.layers.norm import build_norm, norm_maps
 from zoo.masked import apart
 from zoo.schema import Count, Index, Range, Rate, check
+
+
+class Stages(nn.ModuleList):
+    """The stages of a backbone, which runs them one by one, with what stands between them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Refused: a chain of the stages alone would leave out the norms that some variants have between them.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "the stages of a zoo model are not a layer of their own: take model.forward_features(images), "
+            "model.forward_intermediates(images) or zoo.create_model(..., features_only=True) for its maps, or replace "
+            "the classifier by model.head = nn.Identity()"
+        )
 
 
 class Backbone(nn.Module):
     """A hierarchical vision backbone built from a `ModelConfig`.
 
-    Inside, tensors are (B, H, W, C). Images come in, and feature maps go out, as NCHW.
+    Images come in, maps go from stage to stage and out, as NCHW; inside the stages they are (B, H, W, C).
 
     Args:
         config: the variant.
@@ -66,7 +82,7 @@ class Backbone(nn.Module):
         self.frozen = 0
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         rates = torch.linspace(0, rate, sum(len(s.blocks) for s in config.stages), device="cpu").tolist()
-        self.stages = nn.ModuleList()
+        self.stages = Stages()
         self.feature_info: list[dict[str, Any]] = []
         dim, reduction = in_chans, 1
         for i, stage in enumerate(config.stages):
@@ -98,15 +114,14 @@ class Backbone(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images to the normalised map of the last stage, (B, num_features, H / 32, W / 32)."""
-        x = self._enter(x)
+        self._check(x)
         for stage in self.stages:
-            x = apply_norm(stage.norm, stage(x))
-        return _to_nchw(apply_norm(self.norm, x))
+            x = norm_maps(stage.norm, stage(x))
+        return norm_maps(self.norm, x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """A map of `forward_features` to logits, or to the pooled features before the classifier."""
-        x = self.head(x.permute(0, 2, 3, 1), pre_logits=pre_logits)
-        return _to_nchw(x) if x.ndim == 4 else x
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward_intermediates(
         self,
@@ -150,30 +165,30 @@ class Backbone(nn.Module):
 
     def _maps(self, x: torch.Tensor, take: Sequence[int], count: int, norm: bool) -> list[torch.Tensor]:
         """The maps of the stages in `take`, then that of the last of `count` stages with its norm."""
-        x, maps = self._enter(x), []
+        self._check(x)
+        maps = []
         for i, stage in enumerate(self.stages[:count]):
             x = stage(x)
             if i in take:
                 maps.append(self._level(i, x) if norm else x)
-            x = apply_norm(stage.norm, x)
+            x = norm_maps(stage.norm, x)
         if count == len(self.stages):
-            x = apply_norm(self.norm, x)
-        return [_to_nchw(y) for y in (*maps, x)]
+            x = norm_maps(self.norm, x)
+        return [*maps, x]
 
     def _level(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """The map of stage `i` with the norm under which it is handed out."""
         if self.level_norms is not None:
-            return apply_norm(self.level_norms[i], x)
-        x = apply_norm(self.stages[i].norm, x)
-        return apply_norm(self.norm, x) if i == len(self.stages) - 1 else x
+            return norm_maps(self.level_norms[i], x)
+        x = norm_maps(self.stages[i].norm, x)
+        return norm_maps(self.norm, x) if i == len(self.stages) - 1 else x
 
     def _strides(self, stages: Sequence[int]) -> list[int]:
         return [self.feature_info[: len(self.stages)][i]["reduction"] for i in stages]
 
-    def _enter(self, x: torch.Tensor) -> torch.Tensor:
+    def _check(self, x: torch.Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"the input is {tuple(x.shape)}, expected images of shape (B, {self.in_chans}, H, W)")
-        return x.permute(0, 2, 3, 1).contiguous()
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.stages)
@@ -213,7 +228,7 @@ class Backbone(nn.Module):
         check(num_classes, Index, Where("num_classes"))
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
-        SCHEMES[self.config.init]("head.fc", self.head.fc)
+        SCHEMES[self.config.init]("head.fc", self.head.fc, False)
         self.head.fc.to(next(self.stages.parameters()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -253,7 +268,3 @@ class Backbone(nn.Module):
             ]
         last = r"^norm|^level_norms|^head\.norm|^head\.pre_logits"
         return {"stem": r"^stages\.0\.embed", "blocks": [*blocks, (last, (99999,))]}
-
-
-def _to_nchw(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(0, 3, 1, 2)

@@ -12,8 +12,9 @@ from zoo.config import BranchConfig, Norm, StageConfig
 from zoo.errors import ConfigError
 from zoo.kernels.backends import as_forced, forced
 from zoo.kernels.exporting import export_safe
+from zoo.layers import cpu
 from zoo.layers.drop_path import DropPath
-from zoo.layers.norm import apply_norm, build_norm
+from zoo.layers.norm import build_norm
 from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
 
 
@@ -26,6 +27,7 @@ class Branch(nn.Module):
             raise ConfigError(f"{config.part.where}: a branch that is not residual has no shortcut")
         self.norm = build_norm(config.norm, dim_in)
         self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
+        self.of_nchw = isinstance(self.fn, nn.Conv2d)
         self.post_norm = build_norm(config.post_norm, dim)
         self.gamma = None
         if config.layer_scale is not None:
@@ -43,7 +45,8 @@ class Branch(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = apply_norm(self.post_norm, self.fn(apply_norm(self.norm, x)))
+        y = cpu.normed(self.norm, x)
+        y = cpu.normed(self.post_norm, cpu.conv(self.fn, y) if self.of_nchw else self.fn(y))
         if self.gamma is not None:
             y = y * self.gamma
         y = self.drop_path(y)
@@ -68,7 +71,7 @@ class Block(nn.Sequential):
 
 
 class Stage(nn.Module):
-    """An embed, then blocks, on (B, H, W, dim_in).
+    """An embed, then blocks, on (B, dim_in, H, W); inside, maps are (B, H, W, C).
 
     Args:
         drop_path: the rate of each block.
@@ -99,13 +102,14 @@ class Stage(nn.Module):
         self.grad_checkpointing = self.exportable = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._run(self.embed, x)
+        """(B, dim_in, H, W) to (B, dim, H / reduction, W / reduction), both preferably channels_last."""
+        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._run_by, forced(), block, x, use_reentrant=False)
             else:
                 x = self._run(block, x)
-        return x
+        return x.permute(0, 3, 1, 2)
 
     def _run_by(self, backend: str | None, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """`_run` by the backend of the forward pass: the second time may be in another thread."""

@@ -13,10 +13,10 @@ from zoo.config import Norm, Part
 from zoo.errors import Where
 from zoo.kernels import deform_conv
 from zoo.kernels.sizes import pad_to_least, pad_to_multiple
+from zoo.layers import cpu
 from zoo.layers.activations import ACTIVATIONS, Act
-from zoo.layers.conv import Conv2d
-from zoo.layers.linear import Linear
-from zoo.layers.norm import apply_norm, build_norm, conv_norm, fold_behind
+from zoo.layers.conv import convolve, least_padding
+from zoo.layers.norm import apply_norm, build_norm, fold_behind
 from zoo.registry import EMBEDS
 from zoo.schema import Count, Index, dataclass_from_yaml
 
@@ -37,6 +37,13 @@ class ConvLayer:
     @classmethod
     def from_yaml(cls, value: Any, where: Where) -> ConvLayer:
         return dataclass_from_yaml(cls, value, where)
+
+    def build(self, dim_in: int, dim: int) -> nn.Conv2d:
+        """The convolution; without a padding of its own it keeps the size of the map, but for the stride."""
+        padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
+        if padding == "same":
+            padding = least_padding(self.kernel, self.stride)
+        return nn.Conv2d(dim_in, dim, self.kernel, self.stride, padding, self.dilation, bias=self.bias)
 
 
 @EMBEDS.register("conv")
@@ -66,12 +73,10 @@ class ConvEmbed(nn.Module):
         self.reduction = math.prod(layer.stride for layer in layers)
         self.pad_to = pad_to
         self.pre_norm = build_norm(pre_norm, dim_in)
-        self.convs = nn.ModuleList(
-            Conv2d(a, b, layer.kernel, layer.stride, layer.padding, layer.bias, dilation=layer.dilation)
-            for a, b, layer in zip(widths, widths[1:], layers, strict=False)
-        )
+        self.convs = nn.ModuleList(layer.build(a, b) for a, b, layer in zip(widths, widths[1:], layers, strict=False))
         self.norms = nn.ModuleList(build_norm(layer.norm, b) for b, layer in zip(widths[1:], layers, strict=True))
         self.acts = [ACTIVATIONS.get(layer.act) for layer in layers]
+        self.same = [layer.padding == "same" for layer in layers]
         padding = layers[0].padding
         self.least = 1 if padding in (None, "same") else max(1, layers[0].kernel - 2 * padding)
 
@@ -82,9 +87,8 @@ class ConvEmbed(nn.Module):
         """
         x = pad_to_multiple(apply_norm(self.pre_norm, x), (self.pad_to, self.pad_to))
         x = pad_to_least(x, (self.least, self.least))
-        for conv, norm, act in zip(self.convs, self.norms, self.acts, strict=True):
-            x = conv_norm(conv, norm, x)
-            x = x if act is None else act(x)
+        for conv, norm, act, same in zip(self.convs, self.norms, self.acts, self.same, strict=True):
+            x = cpu.conv_norm(conv, norm, x, act, same)
         return x
 
     def fold(self) -> None:
@@ -121,17 +125,18 @@ class CrossScaleEmbed(nn.Module):
             raise ValueError(f"kernels {kernels} cannot be centred on steps of {stride}")
         widths = [dim // 2 ** (i + 1) for i in range(len(kernels))]
         widths[-1] = dim - sum(widths[:-1])
-        self.dim, self.reduction = dim, stride
+        self.dim, self.reduction, self.kernels = dim, stride, kernels
         self.pre_norm = build_norm(pre_norm, dim_in)
         self.convs = nn.ModuleList(
-            Conv2d(dim_in, width, k, stride, (k - stride) // 2) for k, width in zip(kernels, widths, strict=True)
+            nn.Conv2d(dim_in, width, k, stride, (k - stride) // 2) for k, width in zip(kernels, widths, strict=True)
         )
         self.norm = build_norm(norm, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H // stride, W // stride, dim); a smaller map is padded to one step."""
         x = pad_to_least(apply_norm(self.pre_norm, x), (self.reduction, self.reduction))
-        return apply_norm(self.norm, torch.cat([conv(x) for conv in self.convs], dim=-1))
+        maps = [convolve(conv, x, kernel) for conv, kernel in zip(self.convs, self.kernels, strict=True)]
+        return apply_norm(self.norm, torch.cat(maps, dim=-1))
 
 
 @EMBEDS.register("patch_merging")
@@ -147,12 +152,29 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.dim = dim
         self.norm = build_norm(norm, 4 * dim_in)
-        self.proj = Linear(4 * dim_in, dim, bias=False)
+        self.proj = nn.Linear(4 * dim_in, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, ceil(H / 2), ceil(W / 2), dim)."""
         x = pad_to_multiple(x, (2, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        return self.proj(apply_norm(self.norm, x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return cpu.linear(self.proj, apply_norm(self.norm, x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+class DeformConv2d(nn.Module):
+    """A convolution of (B, H, W, dim_in) whose taps read where offsets send them; drawn as `nn.Conv2d` draws its own.
+
+    Deformable ConvNets, https://arxiv.org/abs/1703.06211.
+    """
+
+    def __init__(self, dim_in: int, dim: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        drawn = nn.Conv2d(dim_in, dim, kernel, stride)
+        self.stride = stride
+        self.weight, self.bias = drawn.weight, drawn.bias
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, dim_in) and `offset` as for `zoo.kernels.deform_conv`."""
+        return deform_conv(x, offset, self.weight, self.bias, self.stride)
 
 
 @EMBEDS.register("deform")
@@ -167,17 +189,17 @@ class DeformEmbed(nn.Module):
     def __init__(self, dim_in: int, dim: int, *, norm: Norm, act: Act) -> None:
         super().__init__()
         self.dim = dim
-        self.offset = Conv2d(dim_in, 8, 2, 2, 0)
+        self.offset = nn.Conv2d(dim_in, 8, 2, 2)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
-        self.conv = Conv2d(dim_in, dim, 2, 2, 0)
+        self.conv = DeformConv2d(dim_in, dim, 2, 2)
         self.norm = build_norm(norm, dim)
         self.act = ACTIVATIONS[act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H // 2, W // 2, dim); a smaller map is padded to one step."""
         x = pad_to_least(x, (2, 2))
-        x = deform_conv(x, self.offset(x), self.conv.weight, self.conv.bias, stride=2)
+        x = self.conv(x, convolve(self.offset, x))
         return self.act(apply_norm(self.norm, x))
 
     def fold(self) -> None:

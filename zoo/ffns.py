@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
-from zoo.layers.activations import ACTIVATIONS, Act, multiply
-from zoo.layers.conv import DepthwiseConv
-from zoo.layers.linear import Linear
+from zoo.layers import cpu
+from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.conv import depthwise
 from zoo.registry import BRANCHES
 from zoo.schema import Positive
 
@@ -35,16 +35,22 @@ class Mlp(nn.Module):
         if hidden < 1:
             raise ValueError(f"ratio {ratio} of {dim} channels leaves none")
         self.gated = gated
-        self.fc1 = Linear(dim, 2 * hidden if gated else hidden)
-        self.dwconv = DepthwiseConv(hidden) if dwconv else nn.Identity()
+        self.fc1 = nn.Linear(dim, 2 * hidden if gated else hidden)
+        self.dwconv = None
         if dwconv:
+            self.dwconv = depthwise(hidden)
             nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
             nn.init.zeros_(self.dwconv.bias)
         self.act = ACTIVATIONS[act]
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.gated:
-            x, gate = self.fc1.in_parts(x, 2)
-            return self.fc2(multiply(self.act(self.dwconv(x)), gate))
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))
+            x, gate = cpu.linear_halves(self.fc1, x)
+            return cpu.linear(self.fc2, cpu.multiply(self._activated(x), gate))
+        if self.dwconv is None:
+            return cpu.linear(self.fc2, cpu.linear(self.fc1, x, self.act))
+        return cpu.linear(self.fc2, self._activated(cpu.linear(self.fc1, x)))
+
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x) if self.dwconv is None else cpu.conv(self.dwconv, x, self.act)

@@ -14,7 +14,7 @@ POOLS = ("avg", "")
 class Head(nn.Module):
     """Global pool, norm (where it follows the pool), optional tanh layer, dropout, classifier.
 
-    Works on (B, H, W, dim). Without a pool every position is classified.
+    Works on (B, dim, H, W). Without a pool every position is classified.
 
     Attributes:
         hidden_dim: width of the features that `fc` sees.
@@ -41,11 +41,16 @@ class Head(nn.Module):
         self.norm, self.pre_logits = nn.Identity(), None
 
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, H, W, dim) to (B, num_classes), or to the (B, hidden_dim) features before the classifier."""
+        """(B, dim, H, W) to (B, num_classes), or to the (B, hidden_dim) features before the classifier.
+
+        Without a pool to (B, num_classes, H, W) or (B, hidden_dim, H, W).
+        """
+        x = x.permute(0, 2, 3, 1)
         if self.pool == "avg":
             x = x.mean(dim=(1, 2))
         x = self.norm(x)
         if self.pre_logits is not None:
             x = self.pre_logits(x).tanh()
         x = self.drop(x)
-        return x if pre_logits else self.fc(x)
+        x = x if pre_logits else self.fc(x)
+        return x.permute(0, 3, 1, 2) if x.ndim == 4 else x

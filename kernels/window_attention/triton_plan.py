@@ -112,7 +112,8 @@ def tiling(call: Call, kernel: str = "forward") -> Tiling:
     plain = call.generation < 80 or (call.bytes == 4 and call.precision == "ieee")
     width = padded_channels(call.shape[4]) * (4 if plain else call.bytes)
     few = width <= 128 if kernel == "forward" else width <= 64 and not plain
-    if call.tokens <= WIDEST // 2 or (call.tokens <= WIDEST and few):
+    tight = call.generation < 80 and width > 256 and kernel != "forward"  # 64 KiB of shared memory
+    if not tight and (call.tokens <= WIDEST // 2 or (call.tokens <= WIDEST and few)):
         return _packed_tiling(call, kernel, plain, width)
     return _cut_tiling(call, kernel, plain, width)
 
@@ -138,6 +139,8 @@ def _cut_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
         stages = 1 if width > 128 else 3 if light and call.generation < 90 else 2
         if narrow and steps(call.tokens, WIDEST) % 2 == 0:
             own, warps = 2 * WIDEST, 2 * WARPS
+    elif kernel == "queries" and width > 256 and call.generation < 80:
+        own = small // 2
     elif kernel == "keys":
         other = WIDEST if narrow else small if width <= 256 else small // 2
         stages = 2 if width <= 128 and (call.biased and call.whole() if plain else call.bytes == 2) else 1

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 import zoo
@@ -19,7 +20,6 @@ import zoo.timm_models
 from tests.golden import Golden
 from zoo import recognise
 from zoo.cli import app
-from zoo.layers.norm import BatchNorm
 from zoo.weights import store
 from zoo.weights.download import sha256_of
 from zoo.weights.manifest import default_checkpoint
@@ -169,7 +169,7 @@ def test_publishing_by_command(published: Path, tmp_path: Path) -> None:
 
 def test_folded_norms_change_nothing(small: str) -> None:
     model = zoo.create_model(small).eval()
-    for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         for values, low in ((norm.running_mean, -1), (norm.running_var, 0.5), (norm.weight, 0.5), (norm.bias, -1)):
             values.data.uniform_(low, 1.5)
     images = torch.randn(2, 3, 97, 130)
@@ -177,7 +177,7 @@ def test_folded_norms_change_nothing(small: str) -> None:
     with torch.inference_mode():
         expected, found = model(images), fused(images)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    before, after = (sum(isinstance(m, BatchNorm) for m in each.modules()) for each in (model, fused))
+    before, after = (sum(isinstance(m, nn.BatchNorm2d) for m in each.modules()) for each in (model, fused))
     assert after < before or before == 0
     assert after == {"biformer": 1}.get(model.config.family, 0)  # BiFormer has one behind its last block
 

@@ -1,11 +1,11 @@
-"""Convolutions on contiguous (B, H, W, C) tensors.
+"""Convolutions for (B, H, W, C) tensors.
 
-A permuted NHWC tensor is a channels_last NCHW tensor, so no layer here copies its input.
+A permuted NHWC tensor is a channels_last NCHW tensor, so nothing here copies its input.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,74 +13,62 @@ from torch.nn import functional as F
 
 from zoo.kernels.exporting import exporting
 from zoo.kernels.sizes import always, steps
-from zoo.schema import Index
+
+Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` on (B, H, W, C), with TensorFlow's "same" padding as an option.
+def depthwise(dim: int, kernel: int = 3, stride: int = 1, padding: int | None = None, bias: bool = True) -> nn.Conv2d:
+    """A depthwise convolution; zeros on every side, kernel // 2 of them unless told otherwise.
+
+    A depthwise kernel is contiguous in both layouts. Written with the strides of NHWC, it tells oneDNN to keep the map
+    in channels_last even where a batch of one leaves the map's own strides ambiguous.
+    """
+    padding = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=bias)
+    nhwc = conv.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    conv.weight.data = nhwc.permute(0, 3, 1, 2)
+    return conv
+
+
+def convolve(conv: nn.Module, x: torch.Tensor, kernel: int = 1) -> torch.Tensor:
+    """A convolution of NCHW maps, or whatever stands in its place, on (B, H, W, C).
 
     Args:
-        padding: zeros on every side; None for dilation * (kernel // 2); "same" pads an output of ceil(size / stride)
-            pixels with the odd zero on the right and at the bottom.
+        kernel: its side, where that may exceed 16: oneDNN has no fast gradient of such a one for one map in
+            channels_last.
     """
-
-    def __init__(
-        self,
-        dim_in: int,
-        dim: int,
-        kernel: int,
-        stride: int = 1,
-        padding: Index | Literal["same"] | None = None,
-        bias: bool = True,
-        groups: int = 1,
-        dilation: int = 1,
-    ) -> None:
-        symmetric = dilation * (kernel // 2) if padding is None else 0 if padding == "same" else padding
-        super().__init__(dim_in, dim, kernel, stride, symmetric, dilation, groups, bias)
-        self.same = padding == "same"
-        if groups == dim_in:
-            # A depthwise kernel is contiguous in both layouts. Written with the strides of NHWC, it tells oneDNN to
-            # keep the map in channels_last even where a batch of one leaves the map's own strides ambiguous.
-            nhwc = self.weight.data.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-            self.weight.data = nhwc.permute(0, 3, 1, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.apply_weight(x, self.weight, self.bias)
-
-    def apply_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The layer with another weight and bias."""
-        padding = self.padding
-        if self.same:
-            x, weight, padding = self._same(x, weight)
-        maps = x.permute(0, 3, 1, 2)
-        # oneDNN has no fast gradient of large kernels for one map in channels_last, and what PyTorch takes for
-        # channels_last depends on the sizes, which would bind an exported program to some.
-        slow = x.device.type == "cpu" and max(self.kernel_size) > 16 and always(x.shape[0] == 1)
-        if slow or exporting():
-            maps = maps.contiguous()
-        out = F.conv2d(maps, weight, bias, self.stride, padding, dilation=self.dilation, groups=self.groups)
-        return out.permute(0, 2, 3, 1).contiguous()
-
-    def _same(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
-        """The map, the kernel and the symmetric padding that together give TensorFlow's "same" result.
-
-        Where TensorFlow pads one more zero behind the map than before it, a padded copy of the map would cost more
-        than the convolution. A zero row in front of the kernel gives the same sums. Compiled, the pad is written
-        together with whatever computes the map, and costs nothing; and the gradients of an even kernel cost oneDNN
-        several times those of an odd one.
-        """
-        sides = zip(x.shape[1:3], self.kernel_size, self.stride, strict=True)
-        total = [max((steps(n, s) - 1) * s + k - n, 0) for n, k, s in sides]
-        extra = [t % 2 for t in total]
-        if always(extra[0] == 0) and always(extra[1] == 0):
-            return x, weight, tuple(t // 2 for t in total)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return F.pad(x, (0, 0, 0, extra[1], 0, extra[0])), weight, tuple(t // 2 for t in total)
-        return x, F.pad(weight, (extra[1], 0, extra[0], 0)), tuple((t + 1) // 2 for t in total)
+    maps = x.permute(0, 3, 1, 2)
+    slow = kernel > 16 and x.device.type == "cpu" and always(x.shape[0] == 1)
+    if slow or exporting():  # what passes for channels_last depends on the sizes, which would bind a program to some
+        maps = maps.contiguous()
+    return conv(maps).permute(0, 2, 3, 1).contiguous()
 
 
-class DepthwiseConv(Conv2d):
-    """A zero-padded depthwise convolution with bias on (B, H, W, dim)."""
+def least_padding(kernel: int, stride: int) -> int:
+    """Zeros that TensorFlow's "same" padding puts on every side of a map of any size."""
+    return max(kernel - stride, 0) // 2
 
-    def __init__(self, dim: int, kernel: int = 3) -> None:
-        super().__init__(dim, dim, kernel, groups=dim)
+
+def same_padding(shape: Sequence[int], conv: nn.Conv2d) -> Sides:
+    """What a convolution made with `least_padding` lacks for an output of ceil(size / stride) pixels.
+
+    Returns:
+        Zeros above and below, then left and right; the odd one comes last.
+    """
+    top_bottom, left_right = (
+        _lacking(n, k, s, p) for n, k, s, p in zip(shape, conv.kernel_size, conv.stride, conv.padding, strict=True)
+    )
+    return top_bottom, left_right
+
+
+def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """(B, H, W, C) extended by the zeros of `same_padding`."""
+    (top, bottom), (left, right) = same_padding(x.shape[1:3], conv)
+    if always(bottom == 0) and always(right == 0):
+        return x
+    return F.pad(x, (0, 0, left, right, top, bottom))
+
+
+def _lacking(length: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    total = max((steps(length, stride) - 1) * stride + kernel - length, 0)
+    return total // 2 - padding, total - total // 2 - padding

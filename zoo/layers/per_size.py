@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 
+from zoo.kernels.watched import watched
+
 _KEPT = 64
 
 
 def per_size(build: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator of `build(*numbers, device)`, whose result is a tensor or a tuple of tensors.
 
-    In compiled and exported graphs, and on the meta device, the tables are computed in place: a tensor from
-    outside would tie the graph to one size.
+    On the meta device, and where a program is traced, transformed or watched by a mode, the tables are computed in
+    place: a tensor from outside would tie a graph to one size, and one from inside is of no use to others.
     """
     kept: OrderedDict[tuple, Any] = OrderedDict()
 
     @wraps(build)
     def get(*numbers: Any, device: torch.device) -> Any:
-        if torch.compiler.is_compiling() or device.type == "meta":
+        if device.type == "meta" or watched():
             return build(*numbers, device=device)
         key = (*numbers, device)
         if key not in kept:

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from zoo.kernels.exporting import exporting
+from zoo.layers import cpu
 
 
 def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A decorator of a method `compute(self, *sizes)` of a module that depends on its parameters and the sizes alone.
+    """A decorator of a method `compute(self, *sizes, like)` of a module.
 
-    The last result is kept with copies of the parameters, and serves as long as they are equal: no change of weights,
-    by whatever means, goes unnoticed. Where gradients are recorded, in compiled graphs and off the CPU nothing is kept.
+    It depends on the module's parameters, the sizes, and the device and dtype of the tensor `like`, on nothing else.
+
+    The last result is kept, beside the module and as long as it lives, with copies of the parameters, and serves as
+    long as they are equal: no change of weights, by whatever means, goes unnoticed. It is kept for bare layers alone.
     """
+    tables: WeakKeyDictionary[nn.Module, tuple[Any, list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
 
     @wraps(compute)
-    def get(self: nn.Module, *sizes: tuple[int, int]) -> torch.Tensor:
+    def get(self: nn.Module, *sizes_and_like: Any) -> torch.Tensor:
+        *sizes, like = sizes_and_like
+        if not cpu.bare(like, *(inner for inner in self.modules() if inner is not self)):
+            return compute(self, *sizes, like)
         parameters = list(self.parameters())
-        if not _may_keep(parameters):
-            return compute(self, *sizes)
-        key = (compute.__name__, *sizes, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
-        kept = self.__dict__.get("_kept")
+        key = (*sizes, like.dtype, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+        kept = tables.get(self)
         if kept is None or kept[0] != key or not all(map(_same, kept[1], parameters)):
-            kept = key, [p.detach().clone() for p in parameters], compute(self, *sizes)
-            self.__dict__["_kept"] = kept
+            kept = key, [p.detach().clone() for p in parameters], compute(self, *sizes, like)
+            tables[self] = kept
         return kept[2]
 
     return get
-
-
-def _may_keep(parameters: list[nn.Parameter]) -> bool:
-    """Whether these are plain parameters on the CPU, not a transform's stand-ins, and no gradient is recorded."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting():
-        return False
-    return all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
 
 
 def _same(kept: torch.Tensor, now: torch.Tensor) -> bool:

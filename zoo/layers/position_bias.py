@@ -6,14 +6,12 @@ Inside a window of h x w tokens a bias is a table of the (2h-1) x (2w-1) offsets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.exporting import exporting
 from zoo.kernels.sizes import always, same, steps
+from zoo.layers import cpu
 from zoo.layers.per_size import per_size
 from zoo.layers.per_weights import per_weights
 
@@ -21,16 +19,29 @@ CACHED = 2**18
 """Numbers of a hidden layer that are computed at once on a CPU."""
 
 
+class OffsetTable(nn.Module):
+    """A learned table (heads, 2h-1, 2w-1) for windows of (h, w), drawn from a normal distribution of std 0.02."""
+
+    def __init__(self, heads: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self) -> torch.Tensor:
+        """The table."""
+        return self.table
+
+
 class PositionBias(nn.Module):
     """The gather from offsets to pairs of tokens that all biases of a window share."""
 
-    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+    def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The bias of every offset in a window of `size`, (heads, (2h-1) * (2w-1))."""
         raise NotImplementedError
 
-    def forward(self, size: tuple[int, int]) -> torch.Tensor:
-        """The bias of every pair, (heads, queries, keys)."""
-        offsets = self.offsets(size)
+    def forward(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        """The bias of every pair, (heads, queries, keys), for a map `like` this one in device and dtype."""
+        offsets = self.offsets(size, like)
         tokens = size[0] * size[1]
         return offsets.index_select(1, offset_index(*size, device=offsets.device)).unflatten(1, (tokens, tokens))
 
@@ -46,7 +57,7 @@ class TableBias(PositionBias):
         self.table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
+    def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         table, shape = self.table, (2 * size[0] - 1, 2 * size[1] - 1)
         if not same(table.shape[1:], shape):
             table = F.interpolate(table[None], shape, mode="bicubic")[0]
@@ -67,10 +78,10 @@ class MlpBias(PositionBias):
         self.fc1 = nn.Linear(2, self.HIDDEN)
         self.fc2 = nn.Linear(self.HIDDEN, heads)
 
-    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
-        offset = offset_table(*size, device=self.fc1.weight.device)
-        coordinates = (offset.sign() * offset.abs().log1p()).to(self.fc1.weight.dtype)
-        hidden = F.dropout(F.relu(self.fc1(coordinates)), self.DROP, self.training)
+    def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        offset = offset_table(*size, device=like.device)
+        coordinates = offset.sign() * offset.abs().log1p()
+        hidden = F.dropout(F.relu(self.fc1(coordinates.to(like.dtype))), self.DROP, self.training)
         return self.fc2(hidden).t()
 
 
@@ -89,8 +100,8 @@ class DynamicBias(PositionBias):
         )
 
     @per_weights
-    def offsets(self, size: tuple[int, int]) -> torch.Tensor:
-        x = self.proj(offset_table(*size, device=self.proj.weight.device).to(self.proj.weight.dtype))
+    def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        x = self.proj(offset_table(*size, device=like.device).to(like.dtype))
         for layer in self.layers:
             x = layer(x)
         return x.t()
@@ -136,36 +147,48 @@ class PooledBias(nn.Module):
         self.fc2 = nn.Linear(self.HIDDEN, heads)
 
     def forward(
-        self, queries: tuple[int, int], keys: tuple[int, int], trained_keys: tuple[int, int] | None = None
+        self,
+        queries: tuple[int, int],
+        keys: tuple[int, int],
+        like: torch.Tensor,
+        trained_keys: tuple[int, int] | None = None,
     ) -> torch.Tensor:
-        """The bias (heads, queries, keys) of a map pooled to `keys`; `trained_keys` is what `trained` was pooled to."""
-        if self.trained is None or same((*self.trained, *trained_keys), (*queries, *keys)):
-            return self._exact(queries, keys)
-        return _interpolate(self._exact(self.trained, trained_keys), self.trained, trained_keys, queries, keys)
+        """The bias (heads, queries, keys) of a map pooled to `keys`.
 
-    def _exact(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
+        Args:
+            queries, keys: (height, width) of the map and of what it is pooled to.
+            like: a map of the network's device and dtype.
+            trained_keys: what `trained` was pooled to.
+        """
+        if self.trained is None or same((*self.trained, *trained_keys), (*queries, *keys)):
+            return self._exact(queries, keys, like)
+        return _interpolate(self._exact(self.trained, trained_keys, like), self.trained, trained_keys, queries, keys)
+
+    def _exact(self, queries: tuple[int, int], keys: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         sides = zip(queries, keys, self.pretrained, strict=True)
-        rows, columns = (pooled_distances(*side, device=self.fc1.weight.device)[1] for side in sides)
-        pairs = self._table(queries, keys).index_select(2, columns.flatten()).index_select(1, rows.flatten())
+        rows, columns = (pooled_distances(*side, device=like.device)[1] for side in sides)
+        pairs = self._table(queries, keys, like).index_select(2, columns.flatten()).index_select(1, rows.flatten())
         return pairs.unflatten(2, columns.shape).unflatten(1, rows.shape).transpose(2, 3).flatten(3).flatten(1, 2)
 
     @per_weights
-    def _table(self, queries: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
+    def _table(self, queries: tuple[int, int], keys: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The bias of all distances that occur, (heads, vertical, horizontal)."""
-        weight, sides = self.fc1.weight, zip(queries, keys, self.pretrained, strict=True)
-        axes = (pooled_distances(*side, device=weight.device)[0].to(weight.dtype) for side in sides)
-        down, right = (axis[:, None] * w for axis, w in zip(axes, weight.unbind(1), strict=True))
-        right = right + self.fc1.bias  # fc1 of a pair is a sum of a part of each axis
-        if torch.compiler.is_compiling() and not exporting():
-            hidden = F.relu(down[:, None] + right)  # one loop with the sum, never written
-            return (hidden * self.fc2.weight[:, None, None]).sum(-1) + self.fc2.bias[:, None, None]
-        tables = [self.fc2(F.relu(part[:, None] + right, inplace=True)) for part in _in_parts(down, right)]
-        return torch.cat(tables).permute(2, 0, 1)
+        sides = zip(queries, keys, self.pretrained, strict=True)
+        down, right = (pooled_distances(*side, device=like.device)[0].to(like.dtype) for side in sides)
+        if cpu.bare(down, self.fc1, self.fc2):
+            return self._table_in_parts(down, right)
+        pairs = torch.stack(torch.broadcast_tensors(down[:, None], right), dim=-1)
+        return self.fc2(F.relu(self.fc1(pairs))).permute(2, 0, 1)
 
+    def _table_in_parts(self, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`_table` a few rows at a time, whose hidden layers stay in the cache of a CPU.
 
-def _in_parts(down: torch.Tensor, right: torch.Tensor) -> Sequence[torch.Tensor]:
-    """A few rows at a time, whose hidden layers stay in the cache of a CPU."""
-    return (down,) if exporting() or down.device.type != "cpu" else down.split(max(1, CACHED // right.numel()))
+        The first layer of a pair is a sum of a part of each axis.
+        """
+        down, right = (axis[:, None] * w for axis, w in zip((down, right), self.fc1.weight.unbind(1), strict=True))
+        right = right + self.fc1.bias
+        parts = down.split(max(1, CACHED // right.numel()))
+        return torch.cat([self.fc2(F.relu_(part[:, None] + right)) for part in parts]).permute(2, 0, 1)
 
 
 def _interpolate(

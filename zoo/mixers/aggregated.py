@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from zoo.kernels import aggregated_attention
 from zoo.kernels.exporting import exporting, packed
-from zoo.layers.activations import gelu
+from zoo.layers import cpu
 from zoo.layers.cosine import CosineQuery
-from zoo.layers.linear import HeadsLinear, Linear, Pointwise
+from zoo.layers.heads import count_heads, split_heads
 from zoo.layers.per_size import per_size
 from zoo.layers.position_bias import PooledBias
 from zoo.registry import BRANCHES
@@ -35,6 +35,8 @@ class AggregatedAttention(nn.Module):
             resizes that of the map in training.
     """
 
+    POINTWISE = ("sr",)
+
     def __init__(
         self,
         dim: int,
@@ -48,11 +50,12 @@ class AggregatedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.pool, self.fixed_pool_size, self.trained = pool, fixed_pool_size, trained
-        self.q = HeadsLinear(dim, head_dim, parts=1)
-        self.kv = HeadsLinear(dim, head_dim, parts=2)
-        heads = self.q.heads
+        heads = count_heads(dim, head_dim)
+        self.heads, self.head_dim = heads, head_dim
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
         self.query = CosineQuery(heads, head_dim)
-        self.sr = Pointwise(dim, dim)
+        self.sr = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.cpb = PooledBias(heads, pretrained, trained if position_bias == "interpolation" else None)
         self.local_bias = nn.Parameter(torch.empty(heads, SIZE**2))
@@ -60,20 +63,22 @@ class AggregatedAttention(nn.Module):
         self.token_bias = nn.Parameter(torch.zeros(heads, SIZE**2))
         nn.init.trunc_normal_(self.local_bias, std=0.0004)
         nn.init.trunc_normal_(self.tokens, std=0.02)
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = tuple(x.shape[1:3])
         pooled = self._pooled(shape)
-        (q,), (k, v) = self.q(x), self.kv(x)
+        (q,) = split_heads(cpu.linear(self.q, x), self.head_dim, parts=1)
+        k, v = split_heads(cpu.linear(self.kv, x), self.head_dim, parts=2)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         extra = torch.einsum("bhwnd,ndl->bhwnl", q, self.tokens) + self.token_bias
         q = self.query(q, neighbor_counts(*shape, device=x.device) + pooled[0] * pooled[1])
-        pooled_k, pooled_v = self.kv(self._summary(x, pooled))
+        pooled_k, pooled_v = split_heads(cpu.linear(self.kv, self._summary(x, pooled)), self.head_dim, parts=2)
         pooled_k = F.normalize(pooled_k, dim=-1)
-        bias = self.cpb(shape, pooled, self._pooled(self.trained))
+        bias = self.cpb(shape, pooled, x, self._pooled(self.trained))
         tensors = (q, k, v, pooled_k, pooled_v, self.local_bias, bias, extra)
-        return self.proj(aggregated_attention(*(t.to(v.dtype) for t in tensors), size=SIZE).flatten(3))
+        out = aggregated_attention(*(t.to(v.dtype) for t in tensors), size=SIZE)
+        return cpu.linear(self.proj, out.flatten(3))
 
     def _pooled(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the pooled map of a map of `shape`."""
@@ -83,7 +88,7 @@ class AggregatedAttention(nn.Module):
 
     def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""
-        x = gelu(self.sr(x))
+        x = cpu.linear(self.sr, x, F.gelu)
         if exporting():  # no runtime has the other for sizes that are not known
             sides = zip(x.shape[1:3], pooled, strict=True)
             rows, columns = (pooling(*side, device=x.device).to(x.dtype) for side in sides)

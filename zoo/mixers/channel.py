@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from zoo.kernels import channel_attention
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers import cpu
+from zoo.layers.heads import count_heads, split_heads
 from zoo.registry import BRANCHES
 from zoo.schema import Count
 
@@ -17,8 +18,10 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int, *, head_dim: Count) -> None:
         super().__init__()
-        self.qkv = HeadsLinear(dim, head_dim)
-        self.proj = Linear(dim, dim)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(channel_attention(*self.qkv(x)).flatten(3))
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
+        return cpu.linear(self.proj, channel_attention(q, k, v).flatten(3))

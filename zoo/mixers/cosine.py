@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels import global_attention
+from zoo.layers import cpu
 from zoo.layers.cosine import CosineQuery
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers.heads import count_heads, split_heads
 from zoo.layers.position_bias import PooledBias
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
@@ -39,17 +40,19 @@ class CosineAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.trained = trained
-        self.qkv = HeadsLinear(dim, head_dim)
-        self.query = CosineQuery(self.qkv.heads, head_dim)
-        self.cpb = PooledBias(self.qkv.heads, pretrained, trained if position_bias == "interpolation" else None)
-        self.proj = Linear(dim, dim)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.query = CosineQuery(self.heads, head_dim)
+        self.cpb = PooledBias(self.heads, pretrained, trained if position_bias == "interpolation" else None)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = tuple(x.shape[1:3])
-        q, k, v = self.qkv(x)
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
         # A tensor: the logarithm of a number would be compiled into the graph of one size.
         keys = torch.full((1, 1), shape[0] * shape[1], dtype=torch.float32, device=x.device)
         q = self.query(F.normalize(q, dim=-1), keys)
         k = F.normalize(k, dim=-1)
-        bias = self.cpb(shape, shape, self.trained)
-        return self.proj(global_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=1.0).flatten(3))
+        bias = self.cpb(shape, shape, x, self.trained)
+        out = global_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=1.0)
+        return cpu.linear(self.proj, out.flatten(3))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from zoo.layers.conv import DepthwiseConv
+from torch import nn
+
+from zoo.layers.conv import depthwise
 from zoo.registry import BRANCHES
 
 
 @BRANCHES.register("dwconv")
-class DepthwiseBranch(DepthwiseConv):
-    """A zero-padded 3x3 depthwise convolution with bias on (B, H, W, dim)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
+def depthwise_branch(dim: int) -> nn.Conv2d:
+    """A zero-padded 3x3 depthwise convolution with bias."""
+    return depthwise(dim)

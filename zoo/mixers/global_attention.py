@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from zoo.kernels import global_attention
-from zoo.layers.conv import DepthwiseConv
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers import cpu
+from zoo.layers.conv import depthwise
+from zoo.layers.heads import count_heads, split_heads
 from zoo.layers.position_bias import TableBias
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
@@ -38,16 +39,17 @@ class GlobalAttention(nn.Module):
         lepe: Literal["values", "input"] | None = None,
     ) -> None:
         super().__init__()
-        self.qkv = HeadsLinear(dim, head_dim, bias=qkv_bias)
-        self.pos_bias = None if pos_bias is None else TableBias(self.qkv.heads, pos_bias)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.pos_bias = None if pos_bias is None else TableBias(self.heads, pos_bias)
         self.lepe_of = lepe
-        self.lepe = None if lepe is None else DepthwiseConv(dim, 5)
-        self.proj = Linear(dim, dim)
+        self.lepe = None if lepe is None else depthwise(dim, 5)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x)
-        bias = None if self.pos_bias is None else self.pos_bias(tuple(x.shape[1:3]))
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
+        bias = None if self.pos_bias is None else self.pos_bias(tuple(x.shape[1:3]), x)
         out = global_attention(q, k, v, bias).flatten(3)
         if self.lepe is not None:
-            out = out + self.lepe(x if self.lepe_of == "input" else v.flatten(3))
-        return self.proj(out)
+            out = out + cpu.conv(self.lepe, x if self.lepe_of == "input" else v.flatten(3))
+        return cpu.linear(self.proj, out)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from zoo.kernels import global_attention, window_attention
 from zoo.kernels.sizes import crop_map, pad_to_multiple
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers import cpu
+from zoo.layers.heads import count_heads, split_heads
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Range, Size
 
@@ -32,28 +33,32 @@ class HiLoAttention(nn.Module):
         self, dim: int, *, head_dim: Count, alpha: Annotated[float, Range(0.0, 1.0)], size: Size = (2, 2)
     ) -> None:
         super().__init__()
-        low = int(dim // head_dim * alpha)
-        high = dim // head_dim - low
-        self.size = size
+        heads = count_heads(dim, head_dim)
+        low = int(heads * alpha) * head_dim
+        high = dim - low
+        self.size, self.head_dim = size, head_dim
         self.hi_qkv = self.hi_proj = self.lo_q = self.lo_kv = self.lo_proj = None
         if high > 0:
-            self.hi_qkv = HeadsLinear(dim, head_dim, heads=high)
-            self.hi_proj = Linear(high * head_dim, high * head_dim)
+            self.hi_qkv = nn.Linear(dim, 3 * high)
+            self.hi_proj = nn.Linear(high, high)
         if low > 0:
-            self.lo_q = HeadsLinear(dim, head_dim, parts=1, heads=low)
-            self.lo_kv = HeadsLinear(dim, head_dim, parts=2, heads=low)
-            self.lo_proj = Linear(low * head_dim, low * head_dim)
+            self.lo_q = nn.Linear(dim, low)
+            self.lo_kv = nn.Linear(dim, 2 * low)
+            self.lo_proj = nn.Linear(low, low)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.size)
         parts = []
         if self.hi_qkv is not None:
-            parts.append(self.hi_proj(window_attention(*self.hi_qkv(x), self.size).flatten(3)))
+            q, k, v = split_heads(cpu.linear(self.hi_qkv, x), self.head_dim)
+            parts.append(cpu.linear(self.hi_proj, window_attention(q, k, v, self.size).flatten(3)))
         if self.lo_q is not None:
-            parts.append(self.lo_proj(self._attend_averages(x).flatten(3)))
+            parts.append(cpu.linear(self.lo_proj, self._attend_averages(x).flatten(3)))
         return crop_map(torch.cat(parts, dim=-1), height, width)
 
     def _attend_averages(self, x: torch.Tensor) -> torch.Tensor:
         averages = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size).permute(0, 2, 3, 1)
-        return global_attention(*self.lo_q(x), *self.lo_kv(averages))
+        (q,) = split_heads(cpu.linear(self.lo_q, x), self.head_dim, parts=1)
+        k, v = split_heads(cpu.linear(self.lo_kv, averages), self.head_dim, parts=2)
+        return global_attention(q, k, v)

@@ -9,25 +9,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.config import Norm
-from zoo.layers.activations import ACTIVATIONS, Act, multiply, silu
-from zoo.layers.conv import Conv2d
-from zoo.layers.linear import Pointwise
-from zoo.layers.norm import build_norm, conv_norm, fold_before, fold_behind
+from zoo.layers import cpu
+from zoo.layers.activations import ACTIVATIONS, Act
+from zoo.layers.conv import depthwise, least_padding
+from zoo.layers.norm import build_norm, fold_before, fold_behind
 from zoo.registry import BRANCHES, SHORTCUTS
 from zoo.schema import Count, Positive
 
 
 class SqueezeExcite(nn.Module):
-    """(B, H, W, dim) scaled per channel by a gate computed from the mean over all positions."""
+    """(B, H, W, dim) to a gate of each channel, (B, 1, 1, dim), computed from the mean over all positions."""
+
+    POINTWISE = ("fc1", "fc2")
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = Pointwise(dim, hidden)
-        self.fc2 = Pointwise(hidden, dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.fc2(silu(self.fc1(x.mean(dim=(1, 2))))).sigmoid()
-        return multiply(x, gate[:, None, None, :])
+        return self.fc2(F.silu(self.fc1(x.mean(dim=(1, 2), keepdim=True)))).sigmoid()
 
 
 @BRANCHES.register("mbconv")
@@ -42,6 +43,8 @@ class MBConv(nn.Module):
         padding: of the depthwise convolution: "same" as in TensorFlow, or one zero on every side.
         bias: of the projection.
     """
+
+    POINTWISE = ("conv1", "conv3")
 
     def __init__(
         self,
@@ -61,19 +64,21 @@ class MBConv(nn.Module):
         hidden = int(ratio * (dim if expand == "output" else dim_in))
         if hidden < 16:
             raise ValueError(f"ratio {ratio} gives {hidden} hidden channels, at least 16 are needed")
-        self.conv1 = Pointwise(dim_in, hidden, bias=False)
+        self.conv1 = nn.Linear(dim_in, hidden, bias=False)
         self.norm1 = build_norm(inner_norm, hidden)
-        self.conv2 = Conv2d(hidden, hidden, 3, stride, padding, bias=False, groups=hidden)
+        self.same = padding == "same"
+        zeros = least_padding(3, stride) if self.same else padding
+        self.conv2 = depthwise(hidden, 3, stride, zeros, bias=False)
         self.norm2 = build_norm(inner_norm, hidden)
         self.se = SqueezeExcite(hidden, hidden // 16)
-        self.conv3 = Pointwise(hidden, dim, bias=bias)
+        self.conv3 = nn.Linear(hidden, dim, bias=bias)
         self.act = ACTIVATIONS[act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, ceil(H / stride), ceil(W / stride), dim)."""
-        x = self.act(conv_norm(self.conv1, self.norm1, x))
-        x = self.act(conv_norm(self.conv2, self.norm2, x))
-        return self.conv3(self.se(x))
+        x = cpu.linear_norm(self.conv1, self.norm1, x, self.act)
+        x = cpu.conv_norm(self.conv2, self.norm2, x, self.act, self.same)
+        return cpu.linear(self.conv3, cpu.multiply(x, self.se(x)))
 
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
@@ -89,10 +94,11 @@ class PoolShortcut(nn.Module):
     """2x2 average pool and, where the width changes, a 1x1 projection; beyond an odd side nothing is averaged in."""
 
     reduction = 2
+    POINTWISE = ("proj",)
 
     def __init__(self, dim_in: int, dim: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Identity() if dim_in == dim else Pointwise(dim_in, dim, bias=bias)
+        self.proj = nn.Identity() if dim_in == dim else nn.Linear(dim_in, dim, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)

@@ -7,8 +7,9 @@ from torch import nn
 
 from zoo.kernels import neighborhood_attention
 from zoo.kernels.sizes import crop_map, pad_to_least
-from zoo.layers.linear import HeadsLinear, Linear
-from zoo.layers.position_bias import TableBias
+from zoo.layers import cpu
+from zoo.layers.heads import count_heads, split_heads
+from zoo.layers.position_bias import OffsetTable
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
 
@@ -31,13 +32,14 @@ class NeighborhoodAttention(nn.Module):
         if not all(n % 2 for n in size):
             raise ValueError(f"size is {size}, expected odd numbers: a query stands in the middle of its window")
         self.size, self.dilation = size, dilation
-        self.qkv = HeadsLinear(dim, head_dim)
-        self.pos_bias = TableBias(self.qkv.heads, size)
-        self.proj = Linear(dim, dim)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.pos_bias = OffsetTable(self.heads, size)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         x = pad_to_least(x, (self.size[0] * self.dilation[0], self.size[1] * self.dilation[1]))
-        q, k, v = self.qkv(x)
-        out = neighborhood_attention(q, k, v, self.size, self.dilation, self.pos_bias.table.to(q.dtype))
-        return self.proj(crop_map(out, height, width).flatten(3))
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
+        out = neighborhood_attention(q, k, v, self.size, self.dilation, self.pos_bias().to(q.dtype))
+        return cpu.linear(self.proj, crop_map(out, height, width).flatten(3))

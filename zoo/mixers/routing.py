@@ -9,8 +9,9 @@ from torch import nn
 
 from zoo.kernels import region_routes, routing_attention
 from zoo.kernels.sizes import crop_map, pad_to_multiple
-from zoo.layers.conv import DepthwiseConv
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers import cpu
+from zoo.layers.conv import depthwise
+from zoo.layers.heads import count_heads, split_heads
 from zoo.registry import BRANCHES
 from zoo.schema import Count
 
@@ -44,16 +45,18 @@ class RoutingAttention(nn.Module):
         if topk > regions**2:
             raise ValueError(f"topk is {topk}, but there are {regions} x {regions} regions")
         self.topk, self.regions, self.pad = topk, regions, pad
-        self.qkv = HeadsLinear(dim, head_dim)
-        self.lepe = DepthwiseConv(dim, 5)
-        self.proj = Linear(dim, dim)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lepe = depthwise(dim, 5)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width, dim = x.shape[1:]
         if self.pad == "input":
             x = pad_to_multiple(x, (self.regions, self.regions))
         region = tuple(max(1, n // self.regions) for n in x.shape[1:3])
-        q, k, v = self.qkv(x)
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
         routes = region_routes(q, k, region, self.topk)
         out = routing_attention(q, k, v, routes, region, dim**-0.5).flatten(3)
-        return crop_map(self.proj(out + self.lepe(v.flatten(3))), height, width)
+        out = out + cpu.conv(self.lepe, v.flatten(3))
+        return crop_map(cpu.linear(self.proj, out), height, width)

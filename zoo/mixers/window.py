@@ -9,7 +9,8 @@ from torch import nn
 
 from zoo.kernels import window_attention
 from zoo.kernels.sizes import crop_map, pad_to_multiple, steps
-from zoo.layers.linear import HeadsLinear, Linear
+from zoo.layers import cpu
+from zoo.layers.heads import count_heads, split_heads
 from zoo.layers.position_bias import DynamicBias, MlpBias, TableBias
 from zoo.registry import BRANCHES
 from zoo.schema import Count, Size
@@ -50,24 +51,26 @@ class WindowAttention(nn.Module):
             raise ValueError("a table of position biases has one size: with shrink, pos_bias must be a network")
         self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
         self.least_side = min(size) + (interval != 1) if shrink else 1
-        self.qkv = HeadsLinear(dim, head_dim)
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
         self.pos_bias = None
         if pos_bias == "table":
-            self.pos_bias = TableBias(self.qkv.heads, size)
+            self.pos_bias = TableBias(self.heads, size)
         elif pos_bias == "mlp":
-            self.pos_bias = MlpBias(self.qkv.heads)
+            self.pos_bias = MlpBias(self.heads)
         elif pos_bias == "dynamic":
-            self.pos_bias = DynamicBias(self.qkv.heads, dim // 16)
-        self.proj = Linear(dim, dim)
+            self.pos_bias = DynamicBias(self.heads, dim // 16)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         size, interval = self._groups(height, width)
         if self.pad == "zeros":
             x = pad_to_multiple(x, (size[0] * interval[0], size[1] * interval[1]))
-        bias = None if self.pos_bias is None else self.pos_bias(size)
-        out = window_attention(*self.qkv(x), size, interval, bias)
-        return self.proj(crop_map(out, height, width).flatten(3))
+        bias = None if self.pos_bias is None else self.pos_bias(size, x)
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
+        out = window_attention(q, k, v, size, interval, bias)
+        return cpu.linear(self.proj, crop_map(out, height, width).flatten(3))
 
     def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size and interval of the groups on a map."""

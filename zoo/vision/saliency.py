@@ -110,12 +110,8 @@ def grad_cam(model: nn.Module, image: Image.Image, label: int | None = None) -> 
         raise ValueError(f"label is {label}, expected 0 to {backbone.num_classes - 1}")
     with at_rest(backbone), torch.enable_grad():
         pixels = as_input(backbone, image).requires_grad_()  # the parameters ask for no gradient, so the input must
-        with GradCAM(backbone, [backbone.stages[-1]], _to_nchw) as cam:
+        with GradCAM(backbone, [backbone.stages[-1]]) as cam:
             targets = None if label is None else [ClassifierOutputTarget(label)]
             weights = torch.from_numpy(cam(pixels, targets)[0])
             index = int(cam.outputs.argmax()) if label is None else label
     return ClassMap(image, class_names(backbone)(index), index, weights)
-
-
-def _to_nchw(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(0, 3, 1, 2)
