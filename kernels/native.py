@@ -1,34 +1,29 @@
-"""Builds the C++ kernels for the processor at hand, once, at their first use; without a compiler they are just absent.
-
-The sources use neither Python's nor PyTorch's headers: they see pointers, so a build takes seconds and serves every
-version of both. `torch.utils.cpp_extension` would do, but a process killed while it builds leaves a lock behind on
-which every later one waits for ever.
-"""
+"""Calls the C++ kernels; where they cannot be built they are just absent, and a warning says why, once."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
+import warnings
 from functools import cache
-from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-LONGEST_BUILD = 300
-"""Seconds."""
+from zoo.kernels import build
+
+_untold: list[str] = []
+"""What to warn of."""
 
 
 @torch.compiler.assume_constant_result
 def why_not() -> str:
-    """The reason why there are no C++ kernels on this machine; empty if there are."""
-    return _library()[1]
+    """The reason why there are no C++ kernels on this machine; empty if there are.
+
+    Warns, once in a process, if there are none or if they cannot be kept.
+    """
+    reason = _library()[1]
+    while _untold:
+        warnings.warn(_untold.pop(), RuntimeWarning, stacklevel=2)
+    return reason
 
 
 def call(function: str, *arguments: object) -> None:
@@ -85,40 +80,10 @@ def _check(x: torch.Tensor) -> None:
 @cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """The library of all operations, or the reason why there is none."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        return None, "no C++ compiler was found (CXX, c++, g++, clang++)"
     try:
-        return ctypes.CDLL(str(_build(compiler))), ""
-    except (OSError, subprocess.SubprocessError) as error:
-        output = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
-        return None, f"the C++ kernels do not build with {compiler}: {output[0]}"
-
-
-def _build(compiler: str) -> Path:
-    """The built library in the user's cache, named by all that it depends on."""
-    sources = sorted(FOLDER.glob("*/native.cpp"))
-    parts = [path.read_text() for path in [*sources, *sorted(FOLDER.glob("**/*.h"))]]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    name = hashlib.sha256("\0".join([*parts, *FLAGS, compiler, version, _processor()]).encode()).hexdigest()[:24]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo" / "kernels"
-    built = home / f"{name}.so"
-    if not built.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home) as folder:
-            unit = Path(folder) / "all.cpp"
-            unit.write_text("".join(f'#include "{path}"\n' for path in sources))
-            command = [compiler, *FLAGS, f"-I{FOLDER}", str(unit), "-o", f"{folder}/all.so"]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONGEST_BUILD)
-            ctypes.CDLL(f"{folder}/all.so")  # what does not load must not be kept
-            os.replace(f"{folder}/all.so", built)  # another process may be doing the same: both files are equal
-    return built
-
-
-def _processor() -> str:
-    """What "native" stands for: the instructions that the processor has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        found, note = build.library()
+    except build.CannotBuildError as error:
+        _untold.append(f"{error}. Until then PyTorch's own operators serve, several times as slow")
+        return None, str(error)
+    _untold.extend([note] if note else [])
+    return found, ""
