@@ -314,16 +314,16 @@ def test_options_are_arguments_and_values() -> None:
 def test_public_signatures_are_frozen() -> None:
     """The door: names, order and defaults that users rely on."""
     create = (
-        "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=3, img_size=None, "
+        "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=None, img_size=None, "
         "features_only=False, out_indices=None, level_norm=False, output_stride=None, drop_path_rate=None, "
-        "drop_rate=0.0, exportable=False, **overrides)"
+        "drop_rate=0.0, exportable=False, use_ema=True, **overrides)"
     )
     expected = {
         "create_model": create,
         "list_models": "(pattern=None, *, family=None, pretrained=False)",
         "model_info": "(name, img_size=None)",
         "convert_checkpoint": "(state_dict, name)",
-        "load_checkpoint": "(model, source)",
+        "load_checkpoint": "(model, source, use_ema=True)",
         "freeze": "(model, stages)",
         "parameter_groups": "(model, weight_decay=0.05, layer_decay=None)",
     }

@@ -19,12 +19,14 @@ from zoo.catalog import family_of, is_file, load_config, shipped
 from zoo.config import ModelConfig
 from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
-from zoo.weights.convert import of_detector
-from zoo.weights.files import as_state_dict, read_checkpoint
+from zoo.weights.convert import Part, recognise
+from zoo.weights.files import Found, as_state_dict, find_in, find_tensors
 from zoo.weights.load import LoadReport, fit, nonfinite
 from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint
 
 StateDict = Mapping[str, torch.Tensor]
+DENSE_LACKS = ("head.", "norm.")
+"""What detectors and pyramids are built without."""
 
 
 def create_model(
@@ -33,7 +35,7 @@ def create_model(
     *,
     checkpoint: str | PathLike[str] | StateDict | None = None,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
@@ -42,6 +44,7 @@ def create_model(
     drop_path_rate: float | None = None,
     drop_rate: float = 0.0,
     exportable: bool = False,
+    use_ema: bool = True,
     **overrides: Any,
 ) -> nn.Module:
     """A backbone with a classifier, or a feature pyramid.
@@ -52,11 +55,12 @@ def create_model(
             publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder"), or a checkpoint of
             `zoo train` ("best.safetensors").
         pretrained: load the variant's published weights, downloaded and converted the first time.
-        checkpoint: a file or state dict to load instead, in any published form of the variant. With another
-            number of classes the classifier is drawn anew; with other channels the first convolution is adapted. Of a
-            detector or segmenter, for `features_only`, the part `backbone.`.
+        checkpoint: a file or state dict to load instead, in any published form of the variant, also inside of a
+            training script's or a detector's. With another number of classes the classifier is drawn anew; with other
+            channels the first convolution is adapted. One without a classifier, as of a detector or a pyramid, is for
+            `features_only` or for a `num_classes` that is given.
         num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
-        in_chans: channels of the image.
+        in_chans: channels of the image; None for those of the weights, or 3.
         img_size: (height, width) for rules that follow the training size, such as MaxViT's window of
             img_size / 32. Every model takes images of any size whatever this is.
         features_only: return a model that maps images to a list of (B, C, H, W) maps at strides 4, 8, 16 and 32.
@@ -68,6 +72,7 @@ def create_model(
         drop_rate: dropout before the classifier.
         exportable: always run PyTorch's own operators alone, as `zoo export` writes them, for `torch.jit.trace` and
             other converters that look at what a model runs.
+        use_ema: of a checkpoint that holds trained weights and their moving average take the average.
         overrides: configuration keys, dotted for one value in a mapping: `**{"block.mlp.ratio": 3}`.
 
     Returns:
@@ -85,7 +90,6 @@ def create_model(
             raise CheckpointError(f"{name} and checkpoint= both name weights: pass one of them")
         found = stored.read(name)
         name, pretrained, checkpoint = found.variant, False, found.tensors
-        in_chans = found.in_chans if in_chans == 3 else in_chans
         overrides, described = {**found.overrides, **overrides}, dict(found.described)
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
@@ -94,19 +98,20 @@ def create_model(
     optional = {"out_indices": out_indices, "drop_path_rate": drop_path_rate}
     optional |= {"output_stride": output_stride, "exportable": exportable or None}
     settings = {key: value for key, value in optional.items() if value is not None}
-    settings |= {"in_chans": in_chans, "drop_rate": drop_rate, "level_norm": level_norm, **overrides}
+    settings |= {"drop_rate": drop_rate, "level_norm": level_norm, **overrides}
     if features_only:
         settings["features_only"] = True
     variant, tag = split_tag(name)
     classes = 1000
-    state = None if checkpoint is None else _read(checkpoint)
-    if state is not None and of_detector(state):
-        settings["num_classes"] = 0 if features_only and num_classes is None else num_classes or 1000
-        model = timm_models.build(variant, **settings)
-        load_checkpoint(model, state)
-        return model
-    if state is not None:
-        described |= _as_pretrained(state, load_config(variant, overrides))
+    if checkpoint is not None:
+        config, found = load_config(variant, overrides), _find(checkpoint, use_ema)
+        part = recognise(found.tensors, config.checkpoints, timm_models.meta_state(config, level_norm=True))
+        settings["in_chans"] = _channels(part, config) if in_chans is None else in_chans
+        if (features_only or num_classes is not None) and not part.has_classifier():
+            model = timm_models.build(variant, num_classes=num_classes or 0, **settings)
+            _load(model, found, adapt=True)
+            return model
+        described |= _as_pretrained(found.tensors, config)
         settings["pretrained_cfg_overlay"], classes = described, described["num_classes"]
         if num_classes not in (None, classes):
             described |= {"label_names": None, "label_descriptions": None}
@@ -114,6 +119,7 @@ def create_model(
         if (entry := default_checkpoint(variant, tag)) is None:
             raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
         settings["pretrained_cfg"], classes = entry.tag, entry.num_classes
+    settings = {"in_chans": 3 if in_chans is None else in_chans} | settings
     settings["num_classes"] = classes if num_classes is None else num_classes
     return timm_models.build(variant, pretrained or checkpoint is not None, **settings)
 
@@ -135,8 +141,14 @@ def _as_pretrained(state: StateDict, config: ModelConfig) -> dict[str, Any]:
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
 
 
-def _read(source: str | PathLike[str] | StateDict) -> dict[str, torch.Tensor]:
-    return as_state_dict(source) if isinstance(source, Mapping) else read_checkpoint(source)
+def _channels(part: Part, config: ModelConfig) -> int:
+    """How many channels the images of a checkpoint have; 3 where it does not tell."""
+    pieces = part.pieces.get(f"{timm_models.first_convolutions(config)[0]}.weight", ())
+    return next((part.state[piece.key].shape[1] for piece in pieces if part.state[piece.key].ndim == 4), 3)
+
+
+def _find(source: str | PathLike[str] | StateDict, use_ema: bool) -> Found:
+    return find_in(source, use_ema=use_ema) if isinstance(source, Mapping) else find_tensors(source, use_ema)
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool = False) -> list[str]:
@@ -156,8 +168,9 @@ def list_models(pattern: str | None = None, *, family: str | None = None, pretra
 def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tensor]:
     """A published state dict of the variant `name` under our names, ready for `load_state_dict(strict=True)`.
 
-    Every published set of keys of the variant is recognised by its keys, ours too. Of a detector or segmenter, the
-    backbone with what it has of `level_norms`: for the model inside `create_model(..., features_only=True)`.
+    Every published set of keys of the variant is recognised by its keys, ours too, whatever prefix they have. Of a
+    detector, segmenter or pyramid, the backbone with what it has of `level_norms`: for the model inside
+    `create_model(..., features_only=True)`.
 
     Raises:
         CheckpointError: if keys or shapes do not fit; the classifier may have any number of classes and the
@@ -165,39 +178,53 @@ def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tens
         ConfigError: for an unknown name.
     """
     config, state = load_config(split_tag(name)[0]), as_state_dict(state_dict)
-    free, dense = timm_models.adaptable(config), of_detector(state)
-    targets = timm_models.meta_state(config, level_norm=dense)
-    optional = [name for name in targets if dense and name.startswith(("head.", "norm.", timm_models.LEVEL_NORMS))]
-    return fit(state, config.checkpoints, targets, free, optional)[0]
+    targets = timm_models.meta_state(config, level_norm=True)
+    dense = not recognise(state, config.checkpoints, targets).has_classifier()
+    may_lack = (timm_models.LEVEL_NORMS, *(DENSE_LACKS if dense else ()))
+    optional = [name for name in targets if name.startswith(may_lack)]
+    return fit(state, config.checkpoints, targets, timm_models.adaptable(config), optional)[0]
 
 
-def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict) -> LoadReport:
+def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, use_ema: bool = True) -> LoadReport:
     """Load a checkpoint, in any published form of the model's variant or in ours, into `model`.
 
     What the model has been built without (classifier, pruned stages, norms of levels) is dropped and reported; a
-    relative position table of another window is interpolated and reported. Of a detector or segmenter the part
-    `backbone.` is taken. Everything else must fit.
+    relative position table of another window is interpolated and reported. What has a prefix, as a detector's backbone
+    and the model of a training script have, is found by its names, and the prefix reported. Everything else must fit.
 
     Args:
         model: made by `zoo.create_model` or `timm.create_model("zoo_...")`.
-        source: a `.pth`, `.pth.tar`, `.bin` or `.safetensors` file, or a state dict.
+        source: a `.pth`, `.pth.tar`, `.ckpt`, `.bin` or `.safetensors` file, or a state dict.
+        use_ema: of a checkpoint that holds trained weights and their moving average take the average.
 
     Raises:
         CheckpointError: if the file cannot be read or does not fit; the model is then left as it was.
         ConfigError: if `model` is not a model of the zoo.
     """
+    return _load(model, _find(source, use_ema))
+
+
+def _load(model: nn.Module, found: Found, adapt: bool = False) -> LoadReport:
+    """Load what was found; to `adapt` is to draw a classifier anew where there is none, and to take other channels."""
     backbone = backbone_of(model)
-    targets = timm_models.meta_state(backbone.config, backbone.in_chans, backbone.num_classes or 1000, True)
-    own = backbone.state_dict()
+    config, own = backbone.config, backbone.state_dict()
+    targets = timm_models.meta_state(config, backbone.in_chans, backbone.num_classes or 1000, True)
     absent = {name for name in targets if name not in own}
-    levels = {name for name in targets if name.startswith(timm_models.LEVEL_NORMS)}
-    tensors, report = fit(_read(source), backbone.config.checkpoints, targets, absent, absent | levels)
+    may_lack = (timm_models.LEVEL_NORMS, *(DENSE_LACKS if adapt and backbone.num_classes else ()))
+    optional = {name for name in targets if name.startswith(may_lack)}
+    free = absent | set(timm_models.adaptable(config) if adapt else ())
+    tensors, report = fit(found.tensors, config.checkpoints, targets, free, absent | optional)
+    if adapt:
+        tensors = timm_models.with_channels(tensors, config, backbone.in_chans)
     loaded = {name: value for name, value in tensors.items() if name in own}
     fresh = {name: value for name, value in own.items() if name not in loaded}
+    if any(value.is_meta and not own[name].is_meta for name, value in loaded.items()):
+        raise CheckpointError("the checkpoint is on the meta device, which holds no numbers: load one with values")
+    wrong = nonfinite(loaded)
     backbone.load_state_dict(fresh | loaded, strict=True)
     dropped = (*report.dropped, *(name for name in tensors if name in absent))
     return dataclasses.replace(
-        report, loaded=tuple(loaded), dropped=dropped, nonfinite=nonfinite(loaded), fresh=tuple(fresh)
+        report, loaded=tuple(loaded), dropped=dropped, nonfinite=wrong, fresh=tuple(fresh), part=found.part
     )
 
 

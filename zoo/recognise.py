@@ -26,7 +26,7 @@ def candidates(path: Path) -> list[Checkpoint]:
     sha256 = sha256_of(path)
     if known := [entry for entry in checkpoints() if entry.sha256 == sha256]:
         return known
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, use_ema=False)
     fitting = [entry for entry in checkpoints() if entry.sha256 is None and _fits(state, entry)]
     if not fitting:
         raise CheckpointError(f"{path}: fits no published checkpoint: another model, or a part of one")

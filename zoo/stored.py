@@ -33,14 +33,12 @@ class Stored:
         variant: a shipped one; of a checkpoint of `zoo train` perhaps a configuration file beside it.
         tensors: its weights.
         overrides: configuration keys.
-        in_chans: channels of its images.
         described: how an image must be prepared and the like, in timm's words.
     """
 
     variant: str
     tensors: dict[str, torch.Tensor]
     overrides: dict[str, Any]
-    in_chans: int
     described: dict[str, Any]
 
 
@@ -73,7 +71,6 @@ def read(name: str) -> Stored:
         variant,
         read_checkpoint(_file(name, *WEIGHTS)),
         {key: value for key, value in arguments.items() if key not in BACKBONE_ARGUMENTS},
-        arguments.get("in_chans", 3),
         {key: described[key] for key in DESCRIBED if key in described},
     )
 
@@ -96,7 +93,7 @@ def _read_trained(path: Path) -> Stored:
         overrides, described = json.loads(about["overrides"]), json.loads(about["described"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: what it says of its model cannot be read ({error})") from error
-    return Stored(model, tensors, overrides, 3, {key: described[key] for key in DESCRIBED if key in described})
+    return Stored(model, tensors, overrides, {key: described[key] for key in DESCRIBED if key in described})
 
 
 def _file(name: str, *candidates: str) -> Path:

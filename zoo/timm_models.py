@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from timm.layers import Format, is_exportable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from zoo.backbone import Backbone
 from zoo.catalog import load_config, shipped
@@ -29,7 +34,9 @@ from zoo.weights.manifest import Checkpoint, checkpoints, default_checkpoint
 from zoo.weights.store import tensors_of
 
 PREFIX = "zoo_"
-_MOST_PARAMETERS = 10e9
+_MOST_NUMBERS = 1e9
+"""Of parameters and buffers, in all; twice what the largest shipped variant has."""
+_MOST_BLOCKS = 512
 BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "level_norm")
 _TIMM_ARGUMENTS = ("features_only", "out_indices", "feature_cls", "pretrained_cfg", "pretrained_cfg_overlay",
                    "cache_dir", "pretrained_model_args", "pretrained_strict")  # fmt: skip
@@ -45,6 +52,22 @@ def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
 def adaptable(config: ModelConfig) -> tuple[str, ...]:
     """Names of the parameters that timm adapts to another number of channels or classes."""
     return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
+
+
+def with_channels(tensors: Mapping[str, torch.Tensor], config: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
+    """The tensors of a variant for images of so many channels: repeated, or summed up for one, at the same scale."""
+    adapted = dict(tensors)
+    for name in (f"{name}.weight" for name in first_convolutions(config)):
+        weight = tensors[name]
+        given = weight.shape[1]
+        if given == channels:
+            continue
+        if channels == 1:
+            adapted[name] = weight.sum(1, keepdim=True)
+        else:
+            repeated = weight.repeat(1, -(-channels // given), *(1 for _ in weight.shape[2:]))
+            adapted[name] = repeated[:, :channels] * (given / channels)
+    return adapted
 
 
 class FeaturePyramid(FeatureGetterNet):
@@ -73,10 +96,16 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """
     settings = {key: kwargs.pop(key) for key in BACKBONE_ARGUMENTS if key in kwargs}
     timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
+    if timm_settings.get("feature_cls") in ("hook", "list", "dict", "fx"):
+        raise ConfigError(
+            f"feature_cls is {timm_settings['feature_cls']!r}, but the maps of a zoo model are not those of its modules "
+            "called in turn: leave it out, features_only=True gives the same maps"
+        )
     exportable = kwargs.pop("exportable", False) or is_exportable()
     config = load_config(name, kwargs)
     if kwargs or name not in shipped():
-        _check_memory(config)
+        sizes = ("num_classes", "in_chans", "level_norm")
+        _check_memory(config, {key: settings[key] for key in sizes if key in settings})
     if name in shipped():
         resized = {"input_size": (3, *config.img_size)} if "img_size" in kwargs else {}
         timm_settings["pretrained_cfg_overlay"] = resized | (timm_settings.get("pretrained_cfg_overlay") or {})
@@ -89,6 +118,10 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     tensors = overlay.get("state_dict")
     if tensors is not None:  # timm copies what stands there several times
         timm_settings["pretrained_cfg_overlay"] = overlay | {"state_dict": {"see": "pretrained_filter_fn"}}
+    if pretrained:  # channels are adapted by `_filter`
+        timm_settings["pretrained_cfg_overlay"] = (timm_settings.get("pretrained_cfg_overlay") or {}) | {
+            "first_conv": None
+        }
     model = build_model_with_cfg(
         partial(Backbone, config, ready=tensors),
         PREFIX + config.name,
@@ -101,6 +134,7 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     reduction = getattr(model, "model", model).feature_info[-1]["reduction"]
     for module in {model, getattr(model, "model", model)}:
         module.pretrained_cfg.pop("state_dict", None)
+        module.pretrained_cfg["first_conv"] = default_cfg(config, None)["first_conv"]
         module.pretrained_cfg["pool_size"] = tuple(-(-n // reduction) for n in config.img_size)
     for stage in getattr(model, "model", model).stages:
         stage.exportable = exportable
@@ -153,19 +187,38 @@ def meta_state(
         return Backbone(config, num_classes, in_chans, level_norm=level_norm).state_dict()
 
 
-def _check_memory(config: ModelConfig) -> None:
-    """Refuse a configuration that no machine can hold before its memory is asked for."""
-    with torch.device("meta"):
-        numbers = sum(p.numel() for p in Backbone(config).parameters())
-    if numbers > _MOST_PARAMETERS:
-        raise ConfigError(f"{config.where}: {numbers:.2g} parameters, expected at most {_MOST_PARAMETERS:.2g}")
+def _check_memory(config: ModelConfig, settings: Mapping[str, Any]) -> None:
+    """Refuse a model that is too large before its memory is asked for, and before all of it is described."""
+    blocks = sum(len(stage.blocks) for stage in config.stages)
+    if blocks > _MOST_BLOCKS:
+        raise ConfigError(f"{config.where}: {blocks} blocks in all stages, expected at most {_MOST_BLOCKS}")
+    numbers, thread = 0, get_ident()
+
+    def count(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+        nonlocal numbers
+        if value is None or get_ident() != thread:  # the hooks are of all threads
+            return
+        numbers += value.numel()
+        if numbers > _MOST_NUMBERS:
+            raise ConfigError(
+                f"{config.where}: {numbers:.2g} parameters or more, expected at most {_MOST_NUMBERS:.2g}: "
+                "smaller widths, ratios, kernels or windows, or fewer blocks"
+            )
+
+    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with torch.device("meta"):
+            Backbone(config, **settings)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """timm's description of a model and its weights."""
     cfg = {
         "input_size": (3, *config.img_size),
-        "first_conv": first if len(first := first_convolutions(config)) > 1 else first[0],
+        "first_conv": first[0] if len(first := first_convolutions(config)) == 1 else first or None,
         "classifier": CLASSIFIER,
     }
     if checkpoint is None:
@@ -187,10 +240,11 @@ def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str,
 
 
 def _filter(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Any published form of a checkpoint under our keys, with the model's own norms of levels."""
+    """Any published form of a checkpoint under our keys, with the model's own norms of levels and channels."""
     own = model.state_dict()
     levels = {name: value for name, value in own.items() if name.startswith(LEVEL_NORMS)}
-    return levels | fit(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), levels)[0]
+    tensors = fit(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), levels)[0]
+    return levels | with_channels(tensors, model.config, model.in_chans)
 
 
 def _entrypoint(variant: str) -> Callable[..., nn.Module]:

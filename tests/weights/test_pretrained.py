@@ -78,7 +78,7 @@ def packed(record: str, entry: Checkpoint) -> bytes:
     if entry.file.endswith(".safetensors"):
         return save(state)
     buffer = io.BytesIO()
-    torch.save({entry.wrapper: state} if entry.wrapper not in (None, "none") else state, buffer)
+    torch.save({"model": state}, buffer)
     return buffer.getvalue()
 
 

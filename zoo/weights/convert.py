@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,17 @@ import torch
 from zoo.config import KeySet
 from zoo.errors import CheckpointError, ConfigError
 from zoo.weights import transforms
+from zoo.weights.files import is_average
 from zoo.weights.keys import Renaming, rename
 
 OWN = "zoo"
-BACKBONE = "backbone."
+HEAD = "head."
+
+
+_MOST_DOTS = 8
+_LEAST_SHARE = 16
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class Conversion:
     Attributes:
         tensors: our name to value, after the transforms; names of the targets, and every one that is not optional.
         key_set: the published form it was recognised as; "zoo" for our own.
-        dropped: official keys that a rule drops, and those of a detector's other parts.
+        dropped: official keys that a rule drops, and those beside the prefix.
+        prefix: what stood before every key that was taken, as in "model." or "backbone.body.model.".
     """
 
     tensors: dict[str, torch.Tensor]
     key_set: str
     dropped: tuple[str, ...]
+    prefix: str
 
 
 def convert(
@@ -42,8 +52,8 @@ def convert(
 ) -> Conversion:
     """Rename and transform `state` to the names in `targets`.
 
-    The published form whose renamed keys match the most targets is taken. Of a detector or segmenter, whose keys are
-    those of its parts, the part `backbone.` is. Shapes are left to the caller.
+    Of the published forms, and of the parts that have a prefix in common, the one is taken whose renamed keys match the
+    most targets: `backbone.` of a detector, `model.` of a training script. Shapes are left to the caller.
 
     Args:
         optional: targets that may be missing.
@@ -51,37 +61,26 @@ def convert(
     Raises:
         CheckpointError: naming the first missing and unexpected keys.
     """
-    state, others = _backbone_part(state)
-    candidates = {OWN: Renaming({key: (key,) for key in state}, (), ())}
-    candidates |= {name: rename(state, rules) for name, rules in key_sets.items()}
-    pieces = {name: _pieces(renaming) for name, renaming in candidates.items()}
-    key_set = max(candidates, key=lambda name: len(pieces[name].keys() & targets.keys()))
-    renaming, found = candidates[key_set], pieces[key_set]
-    missing = [key for key in targets if key not in found and key not in optional]
-    unexpected = [*renaming.unknown, *(p.key for name in found if name not in targets for p in found[name])]
-    repeated = [name for name, parts in found.items() if max(Counter(p.part for p in parts).values()) > 1]
+    part = recognise(state, key_sets, targets)
+    missing = [key for key in targets if key not in part.pieces and key not in optional]
+    unexpected, repeated = part.unexpected(targets), part.repeated()
     if missing or unexpected or repeated:
-        form = f"read as a checkpoint in {key_set!r} form"
-        if others:
-            form += ", of a detector or segmenter, whose backbone a model with features_only=True takes"
+        form = f"read as a checkpoint in {part.key_set!r} form"
+        if part.prefix:
+            form += f" under {part.prefix!r}"
+        if part.matches(targets) and not part.has_classifier():
+            form += (
+                ", of a detector, segmenter or pyramid, without a classifier, which a model with features_only=True "
+                "or with a new classifier (num_classes=...) takes"
+            )
         raise mismatch(form, missing, unexpected, repeated)
-    rules = {} if key_set == OWN else key_sets[key_set].transforms
+    rules = {} if part.key_set == OWN else key_sets[part.key_set].transforms
     tensors = {
-        name: _transform(name, _assemble(name, parts, state), rules, targets[name].shape)
-        for name, parts in found.items()
+        name: _transform(name, _assemble(name, parts, part.state), rules, targets[name].shape)
+        for name, parts in part.pieces.items()
     }
-    return Conversion(tensors, key_set, (*renaming.dropped, *others))
-
-
-def of_detector(state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a state dict is that of a detector or segmenter, with a part `backbone.`."""
-    return any(key.startswith(BACKBONE) for key in state)
-
-
-def _backbone_part(state: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
-    """What stands under `backbone.`, without that prefix, and the other keys; everything where nothing does."""
-    inside = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
-    return (inside, [key for key in state if not key.startswith(BACKBONE)]) if inside else (state, [])
+    beside = (key for key in state if not key.startswith(part.prefix))
+    return Conversion(tensors, part.key_set, (*part.renaming.dropped, *beside), part.prefix)
 
 
 @dataclass(frozen=True, order=True)
@@ -92,6 +91,75 @@ class _Piece:
     key: str
     index: int
     count: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """The keys of a state dict that have a prefix in common, read as one published form.
+
+    Attributes:
+        state: the tensors, by their keys without the prefix.
+        pieces: our names, each with what it is made of.
+    """
+
+    prefix: str
+    key_set: str
+    state: Mapping[str, torch.Tensor]
+    renaming: Renaming
+    pieces: Mapping[str, list[_Piece]]
+
+    def matches(self, targets: Container[str]) -> int:
+        """How many of our names it has."""
+        return sum(name in targets for name in self.pieces)
+
+    def unexpected(self, targets: Container[str]) -> list[str]:
+        """Its keys that lead to none of our names."""
+        return [*self.renaming.unknown, *(p.key for name in self.pieces if name not in targets
+                                          for p in self.pieces[name])]  # fmt: skip
+
+    def repeated(self) -> list[str]:
+        """Our names that it has twice."""
+        return [name for name, parts in self.pieces.items() if max(Counter(p.part for p in parts).values()) > 1]
+
+    def has_classifier(self) -> bool:
+        """Whether it is of a classifier, and not of a detector's backbone or a pyramid."""
+        return any(name.startswith(HEAD) for name in self.pieces)
+
+
+def recognise(state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Container[str]) -> Part:
+    """The part of a state dict, and the form of it, that has the most of the names in `targets`."""
+    whole = _read_part(state, "", key_sets, targets)
+    if not whole.unexpected(targets):
+        return whole
+    parts = [whole, *(_read_part(state, prefix, key_sets, targets) for prefix in _prefixes(state))]
+    most = max(part.matches(targets) for part in parts)
+    best = [part for part in parts if part.matches(targets) == most]
+    chosen = next((part for part in best if is_average(part.prefix)), best[0])
+    if most and len(best) > 1:
+        prefixes = ", ".join(repr(part.prefix) for part in best)
+        _logger.warning("the checkpoint holds several models, under %s: %r is taken", prefixes, chosen.prefix)
+    return chosen
+
+
+def _read_part(
+    state: Mapping[str, torch.Tensor], prefix: str, key_sets: Mapping[str, KeySet], targets: Container[str]
+) -> Part:
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    forms = {OWN: Renaming({key: (key,) for key in inside}, (), ())}
+    forms |= {name: rename(inside, rules) for name, rules in key_sets.items()}
+    parts = [Part(prefix, name, inside, renaming, _pieces(renaming)) for name, renaming in forms.items()]
+    return max(parts, key=lambda part: part.matches(targets))
+
+
+def _prefixes(state: Iterable[str]) -> list[str]:
+    """What many of the keys begin with, up to a dot, the shortest first."""
+    counts: Counter[str] = Counter()
+    keys = list(state)
+    for key in keys:
+        names = key.split(".")
+        counts.update(".".join(names[:count]) + "." for count in range(1, min(len(names), _MOST_DOTS + 1)))
+    found = [prefix for prefix, count in counts.items() if count * _LEAST_SHARE >= len(keys)]
+    return sorted(found, key=lambda prefix: prefix.count("."))
 
 
 def _pieces(renaming: Renaming) -> dict[str, list[_Piece]]:

@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors.torch import load_file
 
 from zoo.errors import CheckpointError, shorten
+from zoo.weights import unpickle
+from zoo.weights.verified import read_metadata, read_verified
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "state_dict_ema", "model_ema")
+RAW = ("model", "state_dict", "model_state_dict")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Keys of training checkpoints under which the trained weights are, and their moving average."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64,
+           torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # fmt: skip
+"""Kinds of number that mean the same wherever they are copied to."""
+_BESIDE = (bool, int, float, str, bytes, PathLike, type(None))
+_BESIDE_OF = ("numpy", "pathlib")
+_DEEPEST = 8
+
+_logger = logging.getLogger(__name__)
 
 
-def read_checkpoint(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Found:
+    """A state dict, and where it was in a training checkpoint.
+
+    Attributes:
+        part: the keys that lead to it, as in "state_dict_ema"; empty where it was all there is.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    part: str = ""
+
+
+def read_checkpoint(path: str | PathLike[str], use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of `find_tensors` alone."""
+    return find_tensors(path, use_ema).tensors
+
+
+def as_state_dict(content: Any, source: str = "checkpoint", use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of `find_in` alone."""
+    return find_in(content, source, use_ema).tensors
+
+
+def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
     """The tensors of a `.safetensors`, `.pth`, `.pth.tar`, `.pt`, `.bin` or `.ckpt` file, on the CPU.
 
-    Pickles are opened with `weights_only=True`. A state dict inside a training checkpoint is found under the
-    usual keys (`model`, `state_dict`, ...).
+    Pickles are opened with `weights_only=True`, and what is not of PyTorch in them is passed over. A state dict inside
+    a training checkpoint is found under the usual keys (`model`, `state_dict`, ...).
+
+    Args:
+        use_ema: of trained weights and their moving average take the average.
 
     Raises:
         CheckpointError: if the file is missing, damaged, holds code, holds no tensors, or claims to hold more than it
@@ -33,48 +71,98 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            _check_archive(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else unpickle.load(path)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged or hostile file may raise anything from either reader
         raise CheckpointError(f"{path}: cannot be read as a checkpoint. {_reason(error)}") from error
-    return as_state_dict(content, str(path))
+    return find_in(content, str(path), use_ema)
 
 
-def as_state_dict(content: Any, source: str = "checkpoint") -> dict[str, torch.Tensor]:
-    """`content`, or the mapping under its wrapper key, if it maps names to tensors.
+def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> Found:
+    """`content`, or the state dict inside it, if it maps names to tensors.
+
+    Numbers, text and paths beside tensors are passed over.
 
     Raises:
         CheckpointError: if it does not.
     """
-    if isinstance(content, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                return as_state_dict(content[wrapper], source)
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{source}: holds {shorten(content)}, expected parameter names and tensors")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{source}: {shorten(key)} is a {type(value).__name__}, expected a tensor")
-        if value.is_sparse or value.is_quantized or value.numel() * value.element_size() > _held(value):
-            raise CheckpointError(f"{source}: {shorten(key)} claims {tuple(value.shape)}, more numbers than it holds")
-    return _strip_prefix(dict(content))
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is: PyTorch packs tensors as they are."""
-    if not is_zipfile(path):
-        return
-    with ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size:
+    path = []
+    while (key := _wrapper(content, source, use_ema)) is not None and len(path) < _DEEPEST:
+        content = content[key]
+        path.append(key)
+    if isinstance(content, unpickle.StandIn):
         raise CheckpointError(
-            f"{path}: unpacks to {unpacked / 1e9:.1f} GB, more than it is: not made by PyTorch, refused"
+            f"{source}: holds {_kind(content)} as a whole, expected parameter names and tensors: "
+            "save `model.state_dict()` instead"
         )
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source}: holds {shorten(content)}, expected parameter names and tensors")
+    tensors = {key: value for key, value in content.items() if not _is_beside(key, value)}
+    if not tensors:
+        raise CheckpointError(f"{source}: holds {shorten(list(content))}, expected parameter names and tensors")
+    for key, value in tensors.items():
+        _check(key, value, source)
+    return Found(tensors if use_ema else _without_averages(tensors), ".".join(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors, compared with the checksum where the file is of `zoo train`."""
+    return read_verified(path)[0] if "model" in read_metadata(path) else load_file(path)
+
+
+def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
+    """The key of a training checkpoint under which to go on; None at the state dict itself."""
+    if not isinstance(content, Mapping):
+        return None
+    inner = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping) and value]
+    raw, averaged = ([key for key in keys if key in inner] for keys in (RAW, AVERAGED))
+    if raw and averaged:
+        taken, other = (averaged[0], raw[0]) if use_ema else (raw[0], averaged[0])
+        _logger.warning("%s: %r is taken, and not %r; see use_ema", source, taken, other)
+        return taken
+    if raw or averaged:
+        return (raw + averaged)[0]
+    if any(isinstance(value, torch.Tensor) for value in content.values()):
+        return None
+    inner = [key for key in inner if _has_tensors(content[key])]
+    if len(inner) > 1:
+        raise CheckpointError(f"{source}: holds tensors under {', '.join(map(shorten, inner[:5]))}: pass one of them")
+    return inner[0] if inner else None
+
+
+def _has_tensors(content: Any, depth: int = 0) -> bool:
+    """Whether names lead to tensors; an optimiser numbers its own."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST or not all(isinstance(key, str) for key in content):
+        return False
+    return any(isinstance(value, torch.Tensor) or _has_tensors(value, depth + 1) for value in content.values())
+
+
+def _is_beside(key: Any, value: Any) -> bool:
+    """Whether an entry is no part of a state dict, but what a training script noted beside it."""
+    if isinstance(value, torch.Tensor):
+        return False
+    if not isinstance(key, str) or "." not in key or isinstance(value, _BESIDE):
+        return True
+    return type(value).__module__.partition(".")[0] in _BESIDE_OF and getattr(value, "ndim", 0) == 0
+
+
+def _check(key: Any, value: Any, source: str) -> None:
+    if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+        raise CheckpointError(f"{source}: {shorten(key)} is {_kind(value)}, expected a tensor")
+    if value.layout is not torch.strided or value.is_quantized or value.numel() * value.element_size() > _held(value):
+        raise CheckpointError(f"{source}: {shorten(key)} claims {tuple(value.shape)}, more numbers than it holds")
+    if value.dtype not in NUMBERS:
+        raise CheckpointError(
+            f"{source}: {shorten(key)} is of {value.dtype}, which means nothing without its scale; "
+            "save the checkpoint in float32, float16 or bfloat16"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, unpickle.StandIn):
+        return f"a {type(value).__module__}.{type(value).__name__}"
+    return f"a {type(value).__name__}"
 
 
 def _held(value: torch.Tensor) -> int:
@@ -82,15 +170,19 @@ def _held(value: torch.Tensor) -> int:
     return value.numel() * value.element_size() if value.is_meta else value.untyped_storage().nbytes()
 
 
-def _strip_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the prefix that data parallel training or `torch.compile` puts before every key."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            return _strip_prefix({key[len(prefix) :]: value for key, value in state.items()})
-    return state
+def _without_averages(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what stands under a name such as `ema_model.`, if there is anything else."""
+    return {key: value for key, value in state.items() if not is_average(key)} or state
+
+
+def is_average(name: str) -> bool:
+    """Whether a name says that it is of a moving average, as `ema_model.stages.0...` and `model_ema.` do."""
+    return any("ema" in part.split("_") for part in name.split("."))
 
 
 def _reason(error: Exception) -> str:
-    if "weights_only" in str(error) or "Unsupported" in str(error):
-        return "It asks to run code while loading, which is refused; ask its publisher for a safetensors file."
+    said = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    if said:
+        said = shorten(said, 200)
+        return f"PyTorch refuses it ({said}); save `model.state_dict()` alone, with torch.save or as safetensors."
     return f"It may be truncated or damaged ({type(error).__name__}: {shorten(str(error), 160)}); fetch it again."

@@ -26,25 +26,27 @@ class LoadReport:
         loaded: parameters and statistics written.
         resized: those of them whose relative position table was interpolated to another window.
         dropped: what the checkpoint holds and the model has been built without (classifier, pruned stages, norms of
-            levels), official keys that a rule drops, and the parts of a detector that are not its backbone.
-        missing: names of the model that the checkpoint lacks; a load with any raises.
-        unexpected: names of the checkpoint that the variant lacks; a load with any raises.
+            levels), official keys that a rule drops, and what stands beside `prefix`, as a detector's other parts do.
         nonfinite: those written that hold NaN or infinity.
         fresh: names of the model that were left as drawn: norms of levels, which classifiers do not have.
+        prefix: what stood before the keys that were taken, such as "module." or "backbone.body.model.".
+        part: the keys of a training checkpoint under which they were found, such as "state_dict_ema".
     """
 
     key_set: str
     loaded: tuple[str, ...]
     resized: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    prefix: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
-        counts = {field.name: len(getattr(self, field.name)) for field in fields(self) if field.name != "key_set"}
-        return f"{self.key_set} checkpoint: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+        place = "".join(f" under {name!r}" for name in (self.part, self.prefix) if name)
+        lists = {field.name: getattr(self, field.name) for field in fields(self)}
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in lists.items() if isinstance(names, tuple))
+        return f"{self.key_set} checkpoint{place}: {counts}"
 
 
 def fit(
@@ -74,12 +76,21 @@ def fit(
     for name, value in tensors.items():
         shape = targets[name].shape
         if name.endswith("pos_bias.table") and value.shape != shape and value.shape[:1] == shape[:1]:
-            tensors[name] = F.interpolate(value[None].float(), shape[1:], mode="bilinear")[0].to(value.dtype)
+            tensors[name] = resized_table(value, shape)
             resized.append(name)
     check_tensors(tensors, targets, free)
     if resized:
         _logger.warning("position tables were resized to other windows: %d, the first %s", len(resized), resized[0])
-    return tensors, LoadReport(conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped)
+    if conversion.prefix:
+        _logger.info("keys were taken from under %r, %d others left", conversion.prefix, len(conversion.dropped))
+    return tensors, LoadReport(
+        conversion.key_set, tuple(tensors), tuple(resized), conversion.dropped, prefix=conversion.prefix
+    )
+
+
+def resized_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A relative position table (heads, 2h-1, 2w-1) for another window, by bilinear interpolation."""
+    return F.interpolate(table[None].float(), shape[1:], mode="bilinear")[0].to(table.dtype)
 
 
 def nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:

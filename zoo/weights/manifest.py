@@ -27,7 +27,6 @@ class Checkpoint:
     hub: str | None
     sources: tuple[str, ...]
     file: str
-    wrapper: Literal["model", "state_dict", "none"] | None
     sha256: str | None
     size: Count | None
     paper: str

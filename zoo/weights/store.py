@@ -68,7 +68,7 @@ def tensors_of(entry: Checkpoint, form: str, convert: Callable[[Tensors], Tensor
     found = kept.read(entry, form)
     if found is None:
         path = fetch(entry)
-        found = dict(convert(read_checkpoint(path)))
+        found = dict(convert(read_checkpoint(path, use_ema=False)))
         kept.write(found, entry, form, entry.sha256 or sha256_of(path))
     return found
 
