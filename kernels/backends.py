@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from types import ModuleType
 
 import torch
 
 from zoo.kernels import native
-from zoo.kernels.checks import as_pair
 from zoo.kernels.exporting import exporting
 from zoo.kernels.launch import capability
 from zoo.kernels.switch import Switch
@@ -41,7 +41,7 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
     Args:
         operation: the name of a function of `zoo.kernels`.
         q, *tensors: the arguments of a call, queries first.
-        settings: other arguments of the call by name; of neighborhood attention, `size` decides, too.
+        settings: other arguments of the call by name: a call may be too large for the C++ kernels.
 
     Raises:
         ValueError: if there is no such operation.
@@ -50,11 +50,17 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
         raise ValueError(f"there is no operation {operation!r} in zoo.kernels")
     if find_spec(f"zoo.kernels.{operation}.operator") is None:
         return f"{operation}: reference, PyTorch's own kernels are the fastest known"
-    limits = import_module(f"zoo.kernels.{operation}.native")
-    limited = hasattr(limits, "limit") and "size" in settings
-    native_limit = limits.limit(as_pair(settings["size"], "size")) if limited else ""
-    backend, reason = _choice(q, native_limit)
+    backend, reason = _choice(q, _native_limit(operation, (q, *tensors), settings))
     return f"{operation}: {backend}, {reason}"
+
+
+def _native_limit(operation: str, tensors: tuple[torch.Tensor, ...], settings: dict[str, object]) -> str:
+    """What `limit` beside the C++ kernels says of a call, as far as its arguments are known."""
+    public = getattr(import_module(f"zoo.kernels.{operation}.api"), operation)
+    known = signature(public).bind_partial(*tensors, **settings).arguments
+    limit = import_module(f"zoo.kernels.{operation}.native").limit
+    needed = signature(limit).parameters
+    return limit(**{name: known[name] for name in needed}) if needed.keys() <= known.keys() else ""
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:

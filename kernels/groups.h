@@ -104,7 +104,7 @@ inline void attend(Workspace& w, const Group& group, float scale) {
   for (int begin = 0; begin < w.queries.count; begin += BLOCK) {
     int count = std::min(BLOCK, w.queries.count - begin);
     logits(w, group, begin, count, scale);
-    for (int i = 0; i < count; i++) *group.lse[begin + i] = softmax(&w.weights[i * w.keys.width], w.keys.width);
+    for (int i = 0; i < count; i++) *group.lse[begin + i] = softmax<true>(&w.weights[i * w.keys.width], w.keys.width);
     product(w.weights.data(), w.keys.width, 1, w.values.rows.data(), padded, w.sums.data(), padded, count, padded,
             w.keys.count);
     for (int i = 0; i < count; i++) copy_row(group.out[begin + i], &w.sums[i * padded], dim);

@@ -127,11 +127,21 @@ inline void product(const float* a, int a_row, int a_column, const float* b, int
     product_panel<1, ADD>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, inner);
 }
 
-// Softmax of `width` logits (a multiple of LANES; -infinity where there is no key) in place; returns log sum exp.
+inline bool all_masked(const float* logits, int width) {
+  return std::all_of(logits, logits + width, [](float x) { return x == MINUS_INFINITY; });
+}
+
+// Softmax of `width` logits (a multiple of LANES; -infinity where there is no key) in place; returns log sum exp. With
+// EMPTY, weights that are all masked are zeros, as in PyTorch's scaled_dot_product_attention; its plain softmax has NaN.
+template <bool EMPTY = false>
 inline float softmax(float* logits, int width) {
   Vector most = load(logits);
   for (int j = LANES; j < width; j += LANES) most = larger(most, load(logits + j));
   float peak = largest(most);
+  if (EMPTY && peak == MINUS_INFINITY && all_masked(logits, width)) {
+    std::fill(logits, logits + width, 0.f);
+    return -MINUS_INFINITY;  // from which `weights_again` makes zeros
+  }
   Vector total = {};
   for (int j = 0; j < width; j += LANES) {
     Vector x = exponential(load(logits + j) - peak);

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.aggregated_attention import operator, reference
+from zoo.kernels.aggregated_attention import native, operator, reference
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import check_qkv
+from zoo.kernels.checks import check_qkv, check_table
 from zoo.kernels.recording import recorded
 
 
@@ -43,7 +43,7 @@ def aggregated_attention(
     """
     check_qkv(q, k, v)
     check_qkv(q, pooled_k, pooled_v, own_map=False)
-    if size < 1 or size % 2 == 0:
+    if not isinstance(size, int) or size < 1 or size % 2 == 0:
         raise ValueError(f"size is {size}, expected an odd number")
     heads, queries, keys = q.shape[3], q.shape[1] * q.shape[2], pooled_k.shape[1] * pooled_k.shape[2]
     expected = {
@@ -52,9 +52,8 @@ def aggregated_attention(
         "extra": (extra, (*q.shape[:4], size**2)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(shape)}")
+        check_table(name, tensor, shape, q)
     tensors = (q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra)
-    if choose(q) == "reference":
+    if choose(q, native.limit(pooled_k, size)) == "reference":
         return reference.aggregated_attention(*tensors, size)
     return operator.forward(*tensors, size)[0]

@@ -161,20 +161,13 @@ struct Gradients {
   float *local_bias, *pooled_bias, *extra;  // the biases': of one task
 };
 
-// grad . v of the window's keys becomes the gradient of `extra` and stands behind that of the pooled ones in `change`;
-// returns the mean change of the logits.
-float change_of_window(const Problem& p, Scratch& w, const Gradients& to, const float* grad, const float* out,
-                       float* change, const Span& block, int64_t position) {
-  int64_t query = p.query(block.b, position, block.head);
-  const float* extra = p.extra + query * p.window();
-  float *dextra = to.extra + query * p.window(), mean = dot(grad, out, p.dim);
+// grad . v of the window's keys becomes the gradient of `extra` and stands behind that of the pooled ones in `change`.
+void change_of_window(const Problem& p, Scratch& w, const Gradients& to, const float* grad, float* change,
+                      const Span& block, int64_t position) {
   std::fill(change, change + p.row() - p.pooled(), 0.f);
-  for (const Tap& tap : window_of(p, w, position)) {
+  for (const Tap& tap : window_of(p, w, position))
     change[tap.index] = dot(grad, &w.near_values.rows[tap.row], w.near_values.padded);
-    mean -= extra[tap.index] * change[tap.index];
-  }
-  std::copy_n(change, p.window(), dextra);
-  return mean;
+  std::copy_n(change, p.window(), to.extra + p.query(block.b, position, block.head) * p.window());
 }
 
 // Adds what a query's window contributes to the gradients of its keys, its values, their bias, and the query in `dq`.
@@ -191,8 +184,7 @@ void backward_window(const Problem& p, Scratch& w, const Gradients& to, const fl
   }
 }
 
-void backward_block(const Problem& p, Scratch& w, const Map& grad, const Map& out, const float* lse,
-                    const Gradients& to, const Span& block) {
+void backward_block(const Problem& p, Scratch& w, const Map& grad, const float* lse, const Gradients& to, const Span& block) {
   int row = p.row(), pooled = p.pooled(), padded = w.keys.padded;
   w.queries.take(rows_of(p, p.q, block), true, false);
   w.weighting.take(rows_of(p, grad, block), true, false);
@@ -204,8 +196,8 @@ void backward_block(const Problem& p, Scratch& w, const Map& grad, const Map& ou
     int64_t position = block.begin + i;
     float *weight = &w.weights[i * row], *change = &w.changes[i * row];
     weights_again(weight, row, lse[p.query(block.b, position, block.head)]);
-    float mean = change_of_window(p, w, to, &w.weighting.rows[i * padded], p.at(out, block.b, position, block.head),
-                                  change + pooled, block, position);
+    change_of_window(p, w, to, &w.weighting.rows[i * padded], change + pooled, block, position);
+    float mean = dot(weight, change, row);  // from the output it would be less exact, and NaN if `extra` is
     for (int j = 0; j < row; j++) change[j] = weight[j] * (change[j] - mean);
     float* dbias = to.pooled_bias + position * pooled;
     for (int j = 0; j < pooled; j++) dbias[j] += change[j];
@@ -227,8 +219,7 @@ void add_rows(const std::vector<float*>& to, Numbers& from, int padded, int dim)
     for (int c = 0; c < dim; c++) to[j][c] += from[j * padded + c];
 }
 
-void backward_image(const Problem& p, Scratch& w, const Map& grad, const Map& out, const float* lse,
-                    const Gradients& to, int64_t b, int64_t head) {
+void backward_image(const Problem& p, Scratch& w, const Map& grad, const float* lse, const Gradients& to, int64_t b, int64_t head) {
   w.keys.take(pooled_rows(p, p.pooled_k, b, head), true, true);
   w.values.take(pooled_rows(p, p.pooled_v, b, head), false, true);
   int padded = w.keys.padded;
@@ -238,7 +229,7 @@ void backward_image(const Problem& p, Scratch& w, const Map& grad, const Map& ou
     take_windows(p, w, span);
     w.near_dk.zero(w.near_keys.count * padded);
     w.near_dv.zero(w.near_keys.count * padded);
-    visit_blocks(span, BLOCK, [&](const Span& block) { backward_block(p, w, grad, out, lse, to, block); });
+    visit_blocks(span, BLOCK, [&](const Span& block) { backward_block(p, w, grad, lse, to, block); });
     add_rows(rows_of(p, to.k, around(p, span)), w.near_dk, padded, p.dim);
     add_rows(rows_of(p, to.v, around(p, span)), w.near_dv, padded, p.dim);
   });
@@ -247,7 +238,7 @@ void backward_image(const Problem& p, Scratch& w, const Map& grad, const Map& ou
 }
 
 // The images are dealt to `parts` tasks a head; each task has tables of its own for the gradients of the biases.
-void backward(const Problem& p, const Map& grad, const Map& out, const float* lse, const Gradients& to, int64_t parts,
+void backward(const Problem& p, const Map& grad, const float* lse, const Gradients& to, int64_t parts,
               int64_t threads) {
 #pragma omp parallel num_threads(threads)
   {
@@ -261,7 +252,7 @@ void backward(const Problem& p, const Map& grad, const Map& out, const float* ls
       own.local_bias += task * p.window();
       own.pooled_bias += task * p.positions() * p.pooled();
       for (int64_t b = task / p.heads; b < p.batch; b += parts)
-        backward_image(p, w, grad, out, lse, own, b, task % p.heads);
+        backward_image(p, w, grad, lse, own, b, task % p.heads);
     }
   }
 }
@@ -283,16 +274,16 @@ void aggregated_attention_forward(const float* q, const float* k, const float* v
 
 void aggregated_attention_backward(const float* grad, const float* q, const float* k, const float* v,
                                    const float* pooled_k, const float* pooled_v, const float* local_bias,
-                                   const float* pooled_bias, const float* extra, const float* out, const float* lse,
+                                   const float* pooled_bias, const float* extra, const float* lse,
                                    float* dq, float* dk, float* dv, float* dpooled_k, float* dpooled_v,
                                    float* dlocal_bias, float* dpooled_bias, float* dextra, const int64_t* shape,
                                    const int64_t* strides, int64_t parts, int64_t threads) {
   zoo::aggregated::Problem p{{q, strides}, {k, strides + 4}, {v, strides + 8}, {pooled_k, strides + 12},
                              {pooled_v, strides + 16}, local_bias, pooled_bias, extra, shape[0], shape[1], shape[2],
                              shape[3], shape[4], shape[5], shape[6], shape[7]};
-  zoo::aggregated::Gradients to{{dq, strides + 28},        {dk, strides + 28}, {dv, strides + 28},
-                                {dpooled_k, strides + 32}, {dpooled_v, strides + 32},
+  zoo::aggregated::Gradients to{{dq, strides + 24},        {dk, strides + 24}, {dv, strides + 24},
+                                {dpooled_k, strides + 28}, {dpooled_v, strides + 28},
                                 dlocal_bias,               dpooled_bias,       dextra};
-  zoo::aggregated::backward(p, {grad, strides + 20}, {out, strides + 24}, lse, to, parts, threads);
+  zoo::aggregated::backward(p, {grad, strides + 20}, lse, to, parts, threads);
 }
 }

@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
+from zoo.kernels.sizes import always
 
 MOST_PARTS = 4
 """Tasks of a head, in the backward pass; each has a gradient of the biases of its own."""
+
+MOST_KEYS = 2**18
+"""Of a query: their rows are gathered side by side, and counted by 32-bit numbers."""
+
+
+def limit(pooled_k: torch.Tensor, size: int) -> str:
+    """Why a query has too many keys for the C++ kernels; empty if it has not."""
+    keys = pooled_k.shape[1] * pooled_k.shape[2] + size**2
+    return f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}" if always(keys > MOST_KEYS) else ""
 
 
 def forward(
@@ -21,7 +31,13 @@ def forward(
     extra: torch.Tensor,
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `operator.forward`."""
+    """See `operator.forward`.
+
+    Raises:
+        ValueError: if a query has too many keys.
+    """
+    if reason := limit(pooled_k, size):
+        raise ValueError(reason)
     maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
     plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
     out, lse = empty(q.shape), empty(q.shape[:4])
@@ -45,16 +61,18 @@ def backward(
     size: int,
 ) -> tuple[torch.Tensor, ...]:
     """See `operator.backward`."""
+    dtypes = [t.dtype for t in (q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra)]
     maps = [as_float(t) for t in (q, k, v, pooled_k, pooled_v)]
     plain = [t.float().contiguous() for t in (local_bias, pooled_bias, extra)]
-    grad, out = as_float(grad), as_float(out)
+    grad = as_float(grad)
     dq, dk, dv = empty(q.shape), zeros(q.shape), zeros(q.shape)
     dpooled = [zeros(t.shape) for t in (pooled_k, pooled_v)]
     parts = max(1, min(MOST_PARTS, q.shape[0]))
     biases = [zeros((parts, *t.shape)) for t in (local_bias, pooled_bias)]
     dextra = empty(extra.shape)
     shape = numbers(*q.shape, *pooled_k.shape[1:3], size)
-    layout = strides(*maps, grad, out, dq, dpooled[0])
+    layout = strides(*maps, grad, dq, dpooled[0])
     results = (dq, dk, dv, *dpooled, *biases, dextra)
-    call("aggregated_attention_backward", grad, *maps, *plain, out, lse, *results, shape, layout, parts)
-    return tuple(t.to(q.dtype) for t in (dq, dk, dv, *dpooled, *(b.sum(0) for b in biases), dextra))
+    call("aggregated_attention_backward", grad, *maps, *plain, lse, *results, shape, layout, parts)
+    found = (dq, dk, dv, *dpooled, *(b.sum(0) for b in biases), dextra)
+    return tuple(t.to(given) for t, given in zip(found, dtypes, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.checks import as_pair, check_qkv, check_table
 from zoo.kernels.neighborhood_attention import native, operator, reference
 from zoo.kernels.recording import recorded
 
@@ -46,9 +46,8 @@ def neighborhood_attention(
     shape, least = tuple(q.shape[1:3]), tuple(n * d for n, d in zip(size, dilation, strict=True))
     if shape[0] < least[0] or shape[1] < least[1]:
         raise ValueError(f"the map is {shape}, expected at least size * dilation = {least}; pad it first")
-    table = (q.shape[3], 2 * size[0] - 1, 2 * size[1] - 1)
-    if bias is not None and bias.shape != table:
-        raise ValueError(f"bias is {tuple(bias.shape)}, expected {table}")
+    if bias is not None:
+        check_table("bias", bias, (q.shape[3], 2 * size[0] - 1, 2 * size[1] - 1), q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if choose(q, native.limit(size)) == "reference":
         return reference.neighborhood_attention(q, k, v, size, dilation, bias, scale)

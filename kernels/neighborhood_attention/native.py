@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.checks import as_pair
 from zoo.kernels.native import as_float, call, empty, numbers, strides
 
 TALLEST, WIDEST = 13, 15
@@ -13,8 +14,9 @@ SPARE = 16
 """Numbers behind each row of a table, so that the kernels can read a whole vector from its last entry."""
 
 
-def limit(size: tuple[int, int]) -> str:
+def limit(size: int | tuple[int, int]) -> str:
     """Why windows of a size are too large for the C++ kernels; empty if they are not."""
+    size = as_pair(size, "size")
     if size[0] <= TALLEST and size[1] <= WIDEST:
         return ""
     return f"the C++ kernels take windows of at most {TALLEST} x {WIDEST}, not {size[0]} x {size[1]}"

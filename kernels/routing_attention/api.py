@@ -7,8 +7,9 @@ import torch
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
 from zoo.kernels.recording import recorded
-from zoo.kernels.routing_attention import operator, reference
+from zoo.kernels.routing_attention import native, operator, reference
 from zoo.kernels.sizes import steps
+from zoo.kernels.watched import watched
 
 
 @recorded
@@ -42,8 +43,17 @@ def routing_attention(
     regions = steps(q.shape[1], region[0]) * steps(q.shape[2], region[1])
     if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not routes.shape[2] > 0:
         raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
+    if (
+        routes.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        or routes.device != q.device
+    ):
+        raise ValueError(
+            f"routes are {routes.dtype} on {routes.device}, expected integers on {q.device}, as q is there"
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if choose(q) == "reference":
+    if choose(q, native.limit(region, routes)) == "reference":
+        if routes.device.type == "cpu" and not watched():
+            native.check_routes(routes)
         return reference.routing_attention(q, k, v, routes, region, scale)
     return operator.forward(q, k, v, routes, region, scale)[0]
 

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.checks import as_pair
 from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
+from zoo.kernels.sizes import always
+
+MOST_KEYS = 2**18
+"""Of a query: their rows are gathered side by side, and counted by 32-bit numbers."""
+
+
+def limit(region: int | tuple[int, int], routes: torch.Tensor) -> str:
+    """Why a query has too many keys for the C++ kernels; empty if it has not."""
+    height, width = as_pair(region, "region")
+    keys = height * width * routes.shape[2]
+    return f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}" if always(keys > MOST_KEYS) else ""
+
+
+def check_routes(routes: torch.Tensor) -> None:
+    """Raise ValueError if a route leads to no region."""
+    if routes.numel() and not 0 <= routes.min() <= routes.max() < routes.shape[1]:
+        raise ValueError(f"routes hold {routes.min()} to {routes.max()}, expected 0 to {routes.shape[1] - 1}")
 
 
 def forward(
@@ -13,10 +31,11 @@ def forward(
     """See `operator.forward`.
 
     Raises:
-        ValueError: if a route leads to no region.
+        ValueError: if a route leads to no region, or to too many keys.
     """
-    if routes.numel() and not 0 <= routes.min() <= routes.max() < routes.shape[1]:
-        raise ValueError(f"routes hold {routes.min()} to {routes.max()}, expected 0 to {routes.shape[1] - 1}")
+    check_routes(routes)
+    if reason := limit((region[0], region[1]), routes):
+        raise ValueError(reason)
     dtype = q.dtype
     q, k, v = (as_float(t) for t in (q, k, v))
     routes = routes.long().contiguous()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.checks import as_pair, check_qkv, check_table
 from zoo.kernels.recording import recorded
-from zoo.kernels.window_attention import operator, reference
+from zoo.kernels.window_attention import native, operator, reference
 
 
 @recorded
@@ -41,9 +41,9 @@ def window_attention(
     check_qkv(q, k, v)
     size, interval = as_pair(size, "size"), as_pair(interval, "interval")
     tokens = size[0] * size[1]
-    if bias is not None and bias.shape != (q.shape[3], tokens, tokens):
-        raise ValueError(f"bias is {tuple(bias.shape)}, expected {(q.shape[3], tokens, tokens)}")
+    if bias is not None:
+        check_table("bias", bias, (q.shape[3], tokens, tokens), q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if choose(q) == "reference":
+    if choose(q, native.limit(size)) == "reference":
         return reference.window_attention(q, k, v, size, interval, bias, scale)
     return operator.forward(q, k, v, bias, size, interval, scale)[0]

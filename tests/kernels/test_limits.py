@@ -1,0 +1,30 @@
+"""Calls that are too large for the C++ kernels go to the specification, and the explanation says so."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+
+from zoo.kernels import explain_backend
+
+Q = torch.zeros(1, 4, 4, 1, 8)
+LARGE = {
+    "window_attention": {"size": 1024},
+    "neighborhood_attention": {"size": (15, 3)},
+    "routing_attention": {"routes": torch.zeros(1, 1, 2, dtype=torch.int64), "region": 512},
+    "aggregated_attention": {"pooled_k": torch.zeros(1, 1).expand(600, 600)[None, ..., None, None], "size": 3},
+}
+
+
+@pytest.mark.parametrize("operation", LARGE)
+def test_limits_are_explained(operation: str) -> None:
+    line = explain_backend(operation, Q, **LARGE[operation])
+    assert line.startswith(f"{operation}: reference, the C++ kernels take")
+    assert explain_backend(operation, Q) == f"{operation}: native, torch.float32 on the CPU"
+
+
+def test_every_operation_with_cpp_states_its_limit() -> None:
+    for operation in LARGE:
+        assert callable(import_module(f"zoo.kernels.{operation}.native").limit)
