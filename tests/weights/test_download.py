@@ -99,11 +99,13 @@ def test_a_refusal_is_final(server: Server, target: Path, status: int) -> None:
 def test_what_passes_is_tried_again(server: Server, target: Path, status: int) -> None:
     server.faults[PATH] = [Fault(status=status)] * 2
     assert download(server.url + PATH, target, RIGHT).read_bytes() == CONTENT
+    assert len(server.seen) == 3
 
 
 def test_what_does_not_pass_is_given_up(server: Server, target: Path) -> None:
     server.faults[PATH] = [Fault(status=500)] * 20
     fails(server, target, "given up after 5 attempts: HTTP 500")
+    assert len(server.seen) == 5
 
 
 def test_a_server_says_how_long_to_wait(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +118,9 @@ def test_a_server_says_how_long_to_wait(server: Server, target: Path, monkeypatc
 
 def test_a_wrong_length_is_given_up(server: Server, target: Path) -> None:
     server.faults[PATH] = [Fault(longer=10)] * 20
-    fails(server, target, "given up")
+    fails(server, target, "given up after 5 attempts")
+    assert len(server.seen) > 1
+    assert len(server.faults[PATH]) == 20 - len(server.seen)
 
 
 @pytest.mark.parametrize("expected", [Expected(sha256="0" * 64), Expected(size=7)])
@@ -131,7 +135,9 @@ def test_a_drip_is_not_waited_for(server: Server, target: Path, monkeypatch: pyt
     start = time.monotonic()
     assert download(server.url + PATH, target, RIGHT).read_bytes() == CONTENT
     assert time.monotonic() - start < 5
-    assert server.seen[1][2] is not None
+    assert len(server.seen) == 2
+    begun = int(server.seen[1][2].removeprefix("bytes=").removesuffix("-"))
+    assert 0 < begun < len(CONTENT)
 
 
 def test_a_server_that_is_not_there(target: Path) -> None:

@@ -91,9 +91,11 @@ def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> F
     while (key := _wrapper(content, source, use_ema)) is not None and len(path) < _DEEPEST:
         content = content[key]
         path.append(key)
-    if isinstance(content, unpickle.StandIn):
+    values = content.values() if isinstance(content, Mapping) else [content]
+    whole = next((value for value in values if _is_module(value)), None)
+    if whole is not None and not any(isinstance(value, torch.Tensor) for value in values):
         raise CheckpointError(
-            f"{source}: holds {_kind(content)} as a whole, expected parameter names and tensors: "
+            f"{source}: holds {_kind(whole)} as a whole, expected parameter names and tensors: "
             "save `model.state_dict()` instead"
         )
     if not isinstance(content, Mapping):
@@ -157,6 +159,13 @@ def _check(key: Any, value: Any, source: str) -> None:
             f"{source}: {shorten(key)} is of {value.dtype}, which means nothing without its scale; "
             "save the checkpoint in float32, float16 or bfloat16"
         )
+
+
+def _is_module(value: Any) -> bool:
+    """Whether a value is, or in its file was, no data but a model itself."""
+    return isinstance(value, torch.nn.Module) or (
+        isinstance(value, unpickle.StandIn) and not type(value).__module__.startswith((*_BESIDE_OF, "argparse"))
+    )
 
 
 def _kind(value: Any) -> str:

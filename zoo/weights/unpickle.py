@@ -28,6 +28,8 @@ BUILTIN_TYPES = {
 }
 _LEGACY_PICKLES = 4
 """A file of PyTorch before 1.6 begins with a magic number, a version, a description of the machine and the content."""
+_FILLED = {"SETITEM": OrderedDict, "append to lists": list}
+"""What PyTorch says of something that is filled and must not be, and what it may be."""
 _one_at_a_time = Lock()
 
 
@@ -64,16 +66,17 @@ def load(path: Path) -> Any:
     return _load(path, {f"{module}.{name}": stand_in(module, name) for module, name in names})
 
 
-def _load(path: Path, stand_ins: dict[str, Any]) -> Any:
-    """`torch.load` with stand-ins; one that the file fills as a mapping becomes one."""
+def _load(path: Path, stand_ins: dict[str, type]) -> Any:
+    """`torch.load` with stand-ins; one that the file fills as a mapping or a list becomes one."""
     with _one_at_a_time, torch.serialization.safe_globals([(cls, name) for name, cls in stand_ins.items()]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             filled = [name for name, cls in stand_ins.items() if f"got {cls}" in str(error)]
-            if "SETITEM" not in str(error) or not filled:
+            kind = next((kind for said, kind in _FILLED.items() if said in str(error)), None)
+            if kind is None or not filled:
                 raise
-    return _load(path, stand_ins | {name: _mapping(name) for name in filled})
+    return _load(path, stand_ins | {name: _container(name, kind) for name in filled})
 
 
 @cache
@@ -83,9 +86,9 @@ def stand_in(module: str, name: str) -> type[StandIn]:
 
 
 @cache
-def _mapping(name: str) -> type:
-    """A class in place of a mapping, whose instances are plain ones."""
-    return type(name, (), {"__new__": lambda cls, *args: OrderedDict()})
+def _container(name: str, kind: type) -> type:
+    """A class in place of a mapping or a list, whose instances are plain ones."""
+    return type(name, (), {"__new__": lambda cls, *args: kind()})
 
 
 def _runs_code(module: str, name: str) -> bool:
