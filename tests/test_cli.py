@@ -99,6 +99,25 @@ def test_predict_reports_unreadable_pictures_and_goes_on(checkpoint: str, tmp_pa
     assert "there is no such file" in output
 
 
+def test_predict_reads_a_folder(checkpoint: str, tmp_path: Path) -> None:
+    """One row a picture, sorted, hidden ones passed over; what is no picture is named, and the others go on."""
+    names = ["10.png", "2.JPG", "a/1.png", "b/c/3.webp"]
+    for name in [*names, ".hidden.png", ".ipynb_checkpoints/1.png", "__MACOSX/2.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    options = "-m", SMALL, "-c", checkpoint, "--topk", "1"
+    output = run("predict", str(tmp_path), *options)
+    assert [line.split("│")[1].strip() for line in output.splitlines() if "%" in line] == names
+    assert "1 other file" in output
+    (tmp_path / "a" / "broken.png").write_text("no picture")
+    output = run("predict", str(tmp_path), PHOTO, *options, fails=True)
+    assert [line.split("│")[1].strip() for line in output.splitlines() if "%" in line] == [*names, "grace_hopper.jpg"]
+    assert "broken.png: cannot be read as a picture" in output
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in run("predict", str(tmp_path / "empty"), *options, fails=True)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "I;16"])
 def test_features_draws_pictures_of_any_kind(tmp_path: Path, mode: str) -> None:
     image = Image.open(PHOTO).resize((211, 97))

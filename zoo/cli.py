@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,33 +85,57 @@ def info(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="As the checkpoint says, or davit_tiny.")] = None,
     checkpoint: CheckpointFile = None,
     pretrained: Pretrained = False,
     topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
 ) -> None:
-    """Labels of pictures: ImageNet's, or those that a checkpoint of `zoo train` was trained with."""
+    """Labels of pictures: ImageNet's, or those that a checkpoint of `zoo train` was trained with.
+
+    Of a folder all pictures in it and below are read, sorted by folder and name; hidden ones are passed over. The exit
+    status is 0 if all could be read; otherwise 1, after the labels of the others.
+    """
     with reported():
+        from zoo.models import backbone_of
         from zoo.vision import load_classifier, predict, read_image
         from zoo.vision.images import ImageError
 
         classifier = load_classifier(model, checkpoint, pretrained)
-        table = Table("picture", "label", "probability", title=model or str(checkpoint or ""))
+        channels = backbone_of(classifier).in_chans
+        table = Table("picture", "label", "probability", title=model or str(checkpoint or ""), show_lines=topk > 1)
         unread = []
-        for path in images:
+        for name, path in _pictures(images, channels):
             try:
-                found = predict(classifier, [read_image(path)], topk)[0]
+                found = predict(classifier, [read_image(path, channels)], topk)[0]
             except ImageError as error:
                 unread.append(str(error))
                 continue
-            for rank, guess in enumerate(found):
-                table.add_row(path.name if rank == 0 else "", guess.label, f"{guess.probability:.1%}")
-            table.add_section()
+            labels, shares = [guess.label for guess in found], [f"{guess.probability:.1%}" for guess in found]
+            table.add_row(name, "\n".join(labels), "\n".join(shares))
         if table.row_count:
             console.print(table)
         if unread:
             raise ImageError("\n".join(unread))
+
+
+def _pictures(given: Sequence[Path], channels: int) -> list[tuple[str, Path]]:
+    """Names for the table and files: those given, and those of the folders given, under their path in it."""
+    from zoo.vision.folders import extensions, files_below, printable
+
+    found = []
+    for path in given:
+        if not path.is_dir():
+            found.append((printable(path.name), path))
+            continue
+        files = files_below(path)
+        pictures = [file for file in files if file.suffix.lower() in extensions(channels)]
+        if not pictures:
+            raise ConfigError(f"{path}: holds no pictures, which are looked for as {', '.join(extensions(channels))}")
+        if others := len(files) - len(pictures):
+            console.print(f"{path}: {others} other file{'s' * (others > 1)}, not named as pictures, passed over")
+        found += [(printable(str(file.relative_to(path))), file) for file in pictures]
+    return found
 
 
 @app.command()
@@ -127,13 +152,13 @@ def features(
         import torch
 
         from zoo import create_model
-        from zoo.vision import extract, read_image, save_picture
+        from zoo.vision import extract, is_trained, read_image, save_picture
 
         picture = read_image(image)
         torch.manual_seed(0)
         backbone = create_model(model, pretrained, checkpoint=checkpoint, features_only=True).eval()
         pyramid = extract(backbone, picture, longest)
-        trained = pretrained or checkpoint is not None
+        trained = is_trained(model, pretrained, checkpoint)
         path = save_picture(pyramid, output, model if trained else f"{model}, untrained weights")
     table = Table("stride", "channels", "height", "width", title=f"{model} on {image.name}")
     for stride, level in zip(pyramid.strides, pyramid.maps, strict=True):

@@ -55,7 +55,7 @@ def explain(
         import torch
 
         from zoo import create_model
-        from zoo.vision import read_image
+        from zoo.vision import is_trained, read_image
         from zoo.vision.images import reduced
 
         whole = read_image(image)
@@ -63,7 +63,7 @@ def explain(
         place = None if point is None else _pixel(point, whole.size, picture.size)
         torch.manual_seed(0)
         network = create_model(model, pretrained, checkpoint=checkpoint).eval()
-        trained = pretrained or checkpoint is not None
+        trained = is_trained(model, pretrained, checkpoint)
         title = model if trained else f"{model}, untrained weights"
         path = _draw(method, network, picture, place, layer, head, label, output, title)
     if not trained:

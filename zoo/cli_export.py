@@ -32,7 +32,7 @@ def export(
     """A model as a file for ONNX Runtime, torch.export.load or AOTInductor, compared with the model."""
     with reported():
         from zoo import create_model
-        from zoo.vision import deployment
+        from zoo.vision import deployment, is_trained
         from zoo.vision import export as write
 
         shape = _size(size)
@@ -40,7 +40,7 @@ def export(
         built = create_model(model, pretrained, checkpoint=checkpoint, **settings).eval()
         exported = write(built, output, format, shape, not static)
         console.print(_table(model, exported, deployment(built, exported)))
-        if not (pretrained or checkpoint):
+        if not is_trained(model, pretrained, checkpoint):
             console.print("The weights are random; --pretrained downloads trained ones.")
 
 

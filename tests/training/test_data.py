@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torchvision
 
 from tests.training.conftest import COLOURS, write_images
 from zoo.catalog import CONFIG_DIR
 from zoo.errors import ConfigError
 from zoo.training.classes import describe, read_list
-from zoo.training.data import Split, open_splits, open_validation
+from zoo.training.data import Split, class_names, open_splits, open_validation
 from zoo.training.engine import train
 from zoo.training.loading import NOTHING, TrainingOrder, ValidationOrder
 from zoo.training.recipe import Recipe
@@ -61,6 +64,82 @@ def test_tar_files_and_shards_hold_what_folders_hold(tiny: Maker, folder: Path, 
     assert everything(tiny(data=str(tmp_path / "shards"))) == expected
 
 
+HIDDEN = (".ipynb_checkpoints", "__MACOSX", ".git")
+
+
+def draw_tree(root: Path, seed: int) -> None:
+    """Class folders with images at any depth, names that sort differently as text and as numbers, files of others."""
+    chance, extensions = random.Random(seed), ("png", "JPG", "webp", "tiff", "txt", "csv")
+    for name in chance.sample(["1", "2", "10", "b", "B", "a b", "a.b", "images"], chance.randint(2, 6)):
+        for part in range(chance.randint(1, 4)):
+            place = root.joinpath(name, *chance.choices(["x", "y", "cat", "10"], k=chance.randint(0, 2)))
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{part}.{chance.choice(extensions)}").touch()
+            (place / f"{chance.randint(0, 20)}.png").touch()
+    (root / "loose.png").touch()
+    (root / "README.txt").touch()
+
+
+def hide_things(root: Path) -> None:
+    """Put what systems and editors leave behind into every folder."""
+    for place in [path for path in root.rglob("*") if path.is_dir()] + [root]:
+        (place / "._1.png").touch()
+        (place / ".DS_Store").touch()
+        for name in HIDDEN:
+            (place / name / "deeper").mkdir(parents=True)
+            (place / name / "copy.png").touch()
+            (place / name / "deeper" / "copy.png").touch()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_folder_is_what_torchvision_takes_it_for(tmp_path: Path, seed: int) -> None:
+    """The same files in the same order under the same classes, with and without hidden folders and files."""
+    draw_tree(tmp_path, seed)
+    expected = torchvision.datasets.ImageFolder(str(tmp_path))
+    for _ in range(2):
+        found = open_validation(str(tmp_path), None, None, tuple(expected.classes))
+        names = [found.name(i) for i in range(len(found))]
+        assert list(zip(names, found.targets.tolist(), strict=True)) == expected.samples
+        assert class_names(str(tmp_path)) == tuple(expected.classes)
+        if not (tmp_path / ".git").exists():
+            hide_things(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["./", "", "images/", "outer/images/"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tar_file_has_the_classes_of_its_folder(tmp_path: Path, seed: int, form: str) -> None:
+    draw_tree(tmp_path / "images", seed)
+    (tmp_path / "images" / "loose.png").unlink()
+    expected = torchvision.datasets.ImageFolder(str(tmp_path / "images"))
+    hide_things(tmp_path / "images")
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "images", form or "./")
+    found = open_validation(str(tmp_path / "all.tar"), None, None, tuple(expected.classes))
+    inside = Counter(Path(found.name(i)).name + found.classes[found.targets[i]] for i in range(len(found)))
+    assert inside == Counter(Path(path).name + expected.classes[i] for path, i in expected.samples)
+
+
+def test_hidden_tar_files_and_members_are_not_there(tiny: Maker, folder: Path, tmp_path: Path) -> None:
+    expected = everything(tiny())
+    hide_things(folder)
+    write_shards(folder, tmp_path / "shards")
+    with tarfile.open(tmp_path / "shards" / "shard-0000.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("images/._00000.png"))
+        archive.addfile(tarfile.TarInfo("__MACOSX/00000.png"))
+    (tmp_path / "shards" / "._shard-0000.tar").write_bytes(b"AppleDouble")
+    assert everything(tiny(data=str(tmp_path / "shards"))) == expected
+    with pytest.raises(ConfigError, match=r"it has blue, green, red$"):
+        open_splits(tiny(val_split="dev"))
+
+
+def test_splits_in_one_tar_file_are_no_classes(tiny: Maker, folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(folder, "data/train")
+        archive.add(folder, "data/val")
+    with pytest.raises(ConfigError, match=r"holds the splits train, val .* unpack it"):
+        open_splits(tiny(data=str(tmp_path / "all.tar")))
+
+
 @pytest.mark.slow
 def test_hugging_face_sees_what_folders_hold(tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -77,7 +156,7 @@ def test_hugging_face_sees_what_folders_hold(tiny: Maker, tmp_path: Path, monkey
 def write_shards(folder: Path, root: Path) -> None:
     """WebDataset's form, in two shards, with the names of the classes beside them."""
     root.mkdir()
-    paths = sorted(folder.glob("*/*.png"))
+    paths = sorted(path for name in COLOURS for path in folder.glob(f"{name}/[0-9]*.png"))
     for shard in range(2):
         with tarfile.open(root / f"shard-{shard:04d}.tar", "w") as archive:
             for i, path in list(enumerate(paths))[shard::2]:

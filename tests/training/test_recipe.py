@@ -14,7 +14,7 @@ from zoo.errors import ConfigError
 from zoo.training.augmentation import training_transform
 from zoo.training.metrics import Metrics
 from zoo.training.randomness import drawn_from
-from zoo.training.recipe import load_recipe, parse_setting, recipes
+from zoo.training.recipe import load_recipe, parse_setting, pieces, recipes
 
 NEEDED = {"model": "davit_tiny", "data": "images"}
 
@@ -57,6 +57,27 @@ def test_names_of_recipes() -> None:
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_setting("lr")
     assert parse_setting("crop_scale=[0.5, 1]") == ("crop_scale", [0.5, 1])
+
+
+@pytest.mark.parametrize("key", ["lr", "min_lr", "warmup_lr", "weight_decay", "clip_grad"])
+def test_numbers_are_read_as_in_a_file(key: str) -> None:
+    """YAML 1.1 takes 1e-6 for text."""
+    assert getattr(load_recipe("digits", dict([parse_setting(f"{key}=1e-6")])), key) == 1e-6
+
+
+@pytest.mark.parametrize("policy", ["nonsense", "rand-z9", "augmix-z9", "m9", "-"])
+def test_unknown_augmentation_is_said_in_a_sentence(policy: str) -> None:
+    recipe = load_recipe("scratch", {"model": "davit_tiny", "data": "none", "auto_augment": policy})
+    config = {"input_size": (3, 24, 24), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(ConfigError, match=r"auto_augment is .* expected something like"):
+        training_transform(recipe, config)
+
+
+def test_pieces_of_a_step() -> None:
+    recipe = load_recipe("digits", {"batch_size": 18, "micro_batch": 4})
+    assert pieces(recipe, 1) == [4, 4, 4, 4, 2]
+    assert pieces(recipe, 2) == [4, 4, 1]
+    assert pieces(load_recipe("digits", {"batch_size": 4}), 2) == [2]
 
 
 def test_metrics_are_what_they_are_called() -> None:

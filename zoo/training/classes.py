@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from timm.data import ImageNetInfo
-from timm.data.readers.img_extensions import get_img_extensions
 
 from zoo.catalog import CONFIG_DIR
 from zoo.errors import ConfigError, Where
+from zoo.vision.folders import ARRAYS, PICTURES
 
 CLASS_DIR = CONFIG_DIR / "classes"
 
@@ -35,7 +35,7 @@ def read_list(name: str) -> list[str]:
 
 def is_file_list(lines: list[str]) -> bool:
     """Whether a list names image files instead of classes."""
-    return Path(lines[0]).suffix.lower() in get_img_extensions()
+    return Path(lines[0]).suffix.lower() in PICTURES + ARRAYS
 
 
 def describe(names: tuple[str, ...]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,21 +10,20 @@ from typing import BinaryIO
 
 import numpy as np
 from timm.data.readers import create_reader
-from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions, set_img_extensions
+from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from zoo.errors import ConfigError
 from zoo.training.classes import is_file_list, read_list
+from zoo.training.folders import FolderReader, TarReader, some
 from zoo.training.needs import needs
 from zoo.training.recipe import Recipe
 from zoo.training.shards import ShardReader, is_webdataset, tar_files
+from zoo.vision.folders import extensions, is_hidden, printable
 
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "test")
 HUGGING_FACE = "hfds/"
-EXTENSIONS = (".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-"""Of images, beside those that timm's readers look for: as torchvision's, and animations."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +64,31 @@ def open_splits(recipe: Recipe) -> tuple[Split, Split]:
     Raises:
         ConfigError: if there are none, or their classes do not fit together.
     """
-    train = _open(recipe.data, recipe.train_split, TRAIN)
+    train = _open(recipe.data, recipe.train_split, TRAIN, recipe.in_chans)
     chosen = None if recipe.classes is None else read_list(recipe.classes)
     train = select(train, chosen, recipe.data)
     validation = _find(recipe.data, recipe.val_split, VALIDATION)
     if validation is None:
         return _hold_out(train, recipe)
-    held = select(_read(recipe.data, validation), chosen, f"{recipe.data}, {validation}", train.classes)
-    return train, held
+    held = _read(recipe.data, validation, recipe.in_chans)
+    return train, select(held, chosen, f"{recipe.data}, {validation}", train.classes)
 
 
-def open_validation(data: str, split: str | None, classes: str | None, names: Sequence[str]) -> Split:
-    """Images to validate a classifier of the classes `names` with.
+def open_validation(
+    data: str, split: str | None, classes: str | None, names: Sequence[str], channels: int = 3
+) -> Split:
+    """Images to validate a classifier of the classes `names` and of so many `channels` with.
 
     Raises:
         ConfigError: if there are none, or they are of other classes.
     """
     chosen = None if classes is None else read_list(classes)
-    return select(_open(data, split, VALIDATION), chosen, data, tuple(names))
+    return select(_open(data, split, VALIDATION, channels), chosen, data, tuple(names))
 
 
-def class_names(data: str, split: str | None = None) -> tuple[str, ...]:
+def class_names(data: str, split: str | None = None, channels: int = 3) -> tuple[str, ...]:
     """The classes of validation images, in order."""
-    return _open(data, split, VALIDATION).classes
+    return _open(data, split, VALIDATION, channels).classes
 
 
 def select(split: Split, chosen: list[str] | None, place: str, classes: tuple[str, ...] | None = None) -> Split:
@@ -100,13 +100,11 @@ def select(split: Split, chosen: list[str] | None, place: str, classes: tuple[st
     if chosen is not None and is_file_list(chosen):
         split, chosen = _listed(split, chosen, place), None
     if chosen is not None and (absent := [name for name in chosen if name not in split.classes]):
-        raise ConfigError(f"{place}: has no class {_some(absent)}; it has {_some(split.classes)}")
+        raise ConfigError(f"{place}: has no class {some(absent)}; it has {some(split.classes)}")
     present = chosen or split.classes
     classes = classes or tuple(present)
     if strange := [name for name in present if name not in classes]:
-        raise ConfigError(
-            f"{place}: has classes that are not the model's: {_some(strange)}; those are {_some(classes)}"
-        )
+        raise ConfigError(f"{place}: has classes that are not the model's: {some(strange)}; those are {some(classes)}")
     wanted = {name: classes.index(name) for name in present}
     renumbered = np.array([wanted.get(name, -1) for name in split.classes])
     targets = renumbered[split.targets]
@@ -137,10 +135,9 @@ def _hold_out(split: Split, recipe: Recipe) -> tuple[Split, Split]:
     return split.take(~held), split.take(held)
 
 
-def _open(data: str, split: str | None, usual: Sequence[str]) -> Split:
+def _open(data: str, split: str | None, usual: Sequence[str], channels: int) -> Split:
     """The named split, or the usual one, or everything."""
-    found = _find(data, split, usual)
-    return _read(data, found)
+    return _read(data, _find(data, split, usual), channels)
 
 
 def _find(data: str, split: str | None, usual: Sequence[str]) -> str | None:
@@ -151,44 +148,49 @@ def _find(data: str, split: str | None, usual: Sequence[str]) -> str | None:
     if not root.exists():
         raise ConfigError(f"{data}: there is no such folder or file")
     if split is not None and not (root / split).exists():
-        there = [path.name for path in sorted(root.iterdir())] if root.is_dir() else []
-        raise ConfigError(f"{data}: has no split {split!r}; it has {_some(there)}")
+        there = [path.name for path in sorted(root.iterdir()) if not is_hidden(path.name)] if root.is_dir() else []
+        raise ConfigError(f"{data}: has no split {split!r}; it has {some(there)}")
     return split or next((name for name in usual if (root / name).is_dir() or (root / f"{name}.tar").is_file()), None)
 
 
-def _read(data: str, split: str | None) -> Split:
+def _read(data: str, split: str | None, channels: int) -> Split:
     """All images of one split, under the classes that it has."""
     place = data if split is None else f"{data}, {split}"
     try:
-        with _all_extensions():
-            reader = _reader(data, split)
+        with _looked_for(extensions(channels)):
+            reader = _reader(data, split, channels)
     except (RuntimeError, AssertionError, ValueError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{place}: cannot be read as a data set: {str(error) or type(error).__name__}") from error
     numbers = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    classes = tuple(sorted(numbers, key=numbers.get))
+    classes = tuple(map(printable, sorted(numbers, key=numbers.get)))
     if (targets := getattr(reader, "targets", None)) is None:
         pairs = getattr(reader, "samples", None)
         targets = [target for _, target in pairs] if pairs is not None else list(reader.iter_targets())
     targets = np.asarray(targets)
     if not len(targets):
-        raise ConfigError(f"{place}: has no images")
+        raise ConfigError(f"{place}: has no images, which are looked for in folders and by their extension")
+    if isinstance(reader, TarReader) and set(classes) <= {*TRAIN, *VALIDATION}:
+        raise ConfigError(
+            f"{place}: holds the splits {some(classes)} in one tar file, expected a folder for each class: unpack it, "
+            f"or make a tar file of each split, {TRAIN[0]}.tar and {VALIDATION[0]}.tar, in one folder"
+        )
     return Split(reader, np.arange(len(targets)), targets, classes)
 
 
 @contextmanager
-def _all_extensions() -> Iterator[None]:
-    """Within this context timm's readers look for `EXTENSIONS` too."""
+def _looked_for(names: Sequence[str]) -> Iterator[None]:
+    """Within this context timm's readers look for files of these extensions."""
     before = get_img_extensions()
-    add_img_extensions(EXTENSIONS)
+    set_img_extensions(names)
     try:
         yield
     finally:
         set_img_extensions(before)
 
 
-def _reader(data: str, split: str | None) -> Reader:
+def _reader(data: str, split: str | None, channels: int) -> Reader:
     if data.startswith(HUGGING_FACE):
         needs("datasets", "datasets")
         return create_reader(data, split=split)
@@ -196,30 +198,5 @@ def _reader(data: str, split: str | None) -> Reader:
     if split is not None:
         root = root / split if (root / split).exists() else root / f"{split}.tar"
     if root.suffix == ".tar" or tar_files(root):
-        return ShardReader(root) if is_webdataset(root) else _tar_reader(root)
-    return _folder_reader(root)
-
-
-def _tar_reader(root: Path) -> Reader:
-    """Beside more than 10 GB of tar files it keeps an index, where it may."""
-    writable = os.access(root if root.is_dir() else root.parent, os.W_OK)
-    return ReaderImageInTar(str(root), cache_tarinfo=None if writable else False)
-
-
-def _folder_reader(root: Path) -> Reader:
-    folders = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if not folders:
-        raise ConfigError(f"{root}: has no folders, expected one a class, or tar files")
-    reader = create_reader("", root=str(root))
-    paths = [Path(path).relative_to(root) for path, _ in reader.samples]
-    full = {path.parts[0] for path in paths}
-    if empty := [name for name in folders if name not in full]:
-        raise ConfigError(f"{root}: class folders without images: {_some(empty)}")
-    if loose := [path.name for path in paths if len(path.parts) == 1]:
-        raise ConfigError(f"{root}: images outside of class folders: {_some(loose)}")
-    return reader
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    """A few of the names, for a message."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+        return ShardReader(root) if is_webdataset(root) else TarReader(root)
+    return FolderReader(root, channels)

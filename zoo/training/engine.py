@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
+from zoo.training.augmentation import left_out
+from zoo.training.claim import RECIPE, check_claim, claimed
 from zoo.training.evaluate import evaluate
 from zoo.training.interrupt import Interrupt
 from zoo.training.loading import NOTHING, Batch
 from zoo.training.metrics import Metrics
 from zoo.training.monitor import Monitor
 from zoo.training.problems import Problems
-from zoo.training.recipe import Recipe, differences, load_recipe
+from zoo.training.recipe import Recipe
 from zoo.training.report import write_history, write_report
 from zoo.training.setup import Parts, assemble
 from zoo.training.state import Progress, load_state, save_state, save_weights
 from zoo.training.step import Stepper
 from zoo.weights.verified import write_text
 
-RECIPE, BEST, LAST = "run.yaml", "best.safetensors", "last.safetensors"
+BEST, LAST = "best.safetensors", "last.safetensors"
 MOST_SKIPPED = 3
 """Steps in a row without a finite loss."""
 _GO_ON, _STOP, _TOO_BAD = 0, 1, 2
@@ -54,28 +56,15 @@ def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str
         CheckpointError: if checkpoints cannot be read or written.
         Interrupted: after Ctrl-C or SIGTERM.
     """
-    _claim(recipe, output, resume)
-    run = Run(assemble(recipe, output), output, say)
-    if run.main:
-        write_text(output / RECIPE, recipe.to_yaml())
-    if resume:
-        run.go_on()
-    with Interrupt() as run.interrupt, ExitStack() as run.closing, _readers_explained():
-        return run.finish() if run.done else run.train()
-
-
-def _claim(recipe: Recipe, output: Path, resume: bool) -> None:
-    """Make the folder of a run, or see that the run in it is this one."""
-    path = output / RECIPE
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=output).close()
-        if path.exists() and not resume:
-            raise ConfigError(f"{output}: holds a run; pass --resume auto to go on with it, or another --output")
-        if path.exists() and (changed := differences(load_recipe(path), recipe)):
-            raise ConfigError(f"{output}: holds a run of another recipe: {'; '.join(changed)}")
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
+    with claimed(output, int(os.environ.get("RANK", "0")) == 0):
+        check_claim(recipe, output, resume)
+        run = Run(assemble(recipe, output), output, say)
+        if run.main:
+            write_text(output / RECIPE, recipe.to_yaml())
+        if resume:
+            run.go_on()
+        with Interrupt() as run.interrupt, ExitStack() as run.closing, _readers_explained():
+            return run.finish() if run.done else run.train()
 
 
 @contextmanager
@@ -136,6 +125,8 @@ class Run:
     def train(self) -> dict[str, Any]:
         """All epochs that are left, and the report."""
         steps = self.parts.order.steps
+        if sentence := left_out(self.recipe):
+            self.say(sentence)
         self.monitor = self.closing.enter_context(Monitor(self.output, self.recipe, self.progress, steps, self.main))
         while not self.done:
             self._train_epoch()
@@ -159,7 +150,7 @@ class Run:
         parts, progress = self.parts, self.progress
         self.problems.add(batch.notes)
         if (batch.targets == NOTHING).any():
-            raise ConfigError(f"{self.recipe.data}: none of the training images can be read")
+            self.problems.none_readable(f"{self.recipe.data}: none of the training images can be read")
         flag = _TOO_BAD if self.problems.too_many() else _STOP if self.interrupt.asked else _GO_ON
         parts.scheduler.step_update(progress.step)
         outcome = self.stepper(batch, progress.step, flag)
@@ -205,6 +196,8 @@ class Run:
         self.problems.add(notes)
         self.problems.gather()
         self.problems.check()
+        if not metrics.result()["images"]:
+            self.problems.none_readable(f"{self.recipe.data}: none of the validation images can be read")
         return metrics
 
     def _close_epoch(self, metrics: Metrics) -> None:

@@ -29,7 +29,7 @@ class Note(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, H, W), their classes (B) and positions (B), both `NOTHING` where there is none, and notes."""
+    """Images (B, C, H, W), their classes (B) and positions (B), both `NOTHING` where there is none, and notes."""
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -41,12 +41,13 @@ class ImageSet(Dataset):
     """The images of a split, by (epoch, position).
 
     Args:
+        shape: (C, H, W) of a transformed image.
         seed: of augmentation, with epoch and position; None for a transform without chance, for which an image that
             cannot be read is `NOTHING`. In training the next one that can takes its place.
     """
 
-    def __init__(self, split: Split, transform: Any, size: tuple[int, int], seed: int | None = None) -> None:
-        self.split, self.transform, self.size, self.seed = split, transform, size, seed
+    def __init__(self, split: Split, transform: Any, shape: tuple[int, int, int], seed: int | None = None) -> None:
+        self.split, self.transform, self.shape, self.seed = split, transform, shape, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int, list[Note]]:
         epoch, position = key
@@ -57,7 +58,7 @@ class ImageSet(Dataset):
             with drawn_from(self.seed or 0, epoch, position):
                 if (pixels := self._pixels(place, notes)) is not None:
                     return pixels, int(self.split.targets[place]), place, notes
-        return torch.zeros(3, *self.size), NOTHING, NOTHING, notes
+        return torch.zeros(self.shape), NOTHING, NOTHING, notes
 
     def _pixels(self, place: int, notes: list[Note]) -> torch.Tensor | None:
         """The transformed image; None, with a note, if there is none to be had."""
@@ -69,10 +70,10 @@ class ImageSet(Dataset):
             notes.append(Note(self.split.name(place), False, f"cannot be transformed: {error}"))
             return None
 
-    def _read(self, place: int, notes: list[Note]) -> Image.Image | None:
+    def _read(self, place: int, notes: list[Note]) -> Image.Image | torch.Tensor | None:
         try:
             with self.split.open(place) as file:
-                image, unusual = decode(file)
+                image, unusual = decode(file, self.shape[0])
         except (ImageError, OSError) as error:
             notes.append(Note(self.split.name(place), False, str(error)))
             return None
@@ -127,8 +128,8 @@ class ValidationOrder(Sampler):
 def validation_loader(
     split: Split, input_config: dict[str, Any], batch_size: int, workers: int, accelerator: Accelerator
 ) -> DataLoader:
-    """Batches of this process; `input_config` as of `resolve_model_data_config`."""
-    images = ImageSet(split, create_transform(**input_config), input_config["input_size"][1:])
+    """Batches of this process; `input_config` as of `zoo.vision.images`."""
+    images = ImageSet(split, create_transform(**input_config), input_config["input_size"])
     order = ValidationOrder(len(split), batch_size, accelerator.process_index, accelerator.num_processes)
     return loader(images, order, workers, accelerator.device.type == "cuda")
 
@@ -153,6 +154,8 @@ def _collate(samples: list[tuple[torch.Tensor, int, int, list[Note]]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C is for the process that trains; it ends its workers."""
+    """Ctrl-C and SIGTERM of a whole group are for the process that trains: it saves with what its workers read, and
+    ends them. A second SIGTERM is obeyed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     torch.set_num_threads(1)

@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from accelerate.utils import gather_object
 
 from zoo.errors import ConfigError
 from zoo.training.loading import Note
+from zoo.vision.folders import printable
 from zoo.weights.verified import write_text
 
 
@@ -37,6 +39,7 @@ class Problems:
     def add(self, notes: Iterable[Note]) -> None:
         """Remember notes."""
         for note in notes:
+            note = note._replace(file=printable(note.file))
             for what in note.what.split("; "):
                 self.notes.setdefault(note.file, {})[what] = note.readable
             if not note.readable:
@@ -60,6 +63,16 @@ class Problems:
                 f"{len(bad)} of {self.images} images cannot be read, more than the share max_bad_share={self.most:g} "
                 f"allows; all of them stand in {self.path}, these are the first:\n{listed}"
             )
+
+    def none_readable(self, what: str) -> NoReturn:
+        """Stop a run that has nothing to work with, with the reason for the first file.
+
+        Raises:
+            ConfigError: that says `what`, and why.
+        """
+        self.write()
+        first = next(iter(self.bad))
+        raise ConfigError(f"{what}; the first is {first}: {'; '.join(self.notes[first])}")
 
     def unreadable(self) -> list[str]:
         """The files that were passed over."""

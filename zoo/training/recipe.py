@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from zoo.catalog import CONFIG_DIR, read_yaml
+from zoo.catalog import CONFIG_DIR, parse_yaml, read_yaml
 from zoo.errors import ConfigError, Where
 from zoo.schema import Count, Index, Positive, Range, Rate, Size, check_mapping, dataclass_from_yaml
 
@@ -36,6 +36,7 @@ class Recipe:
         val_share: of the images held out where there is no validation split.
         classes: `imagenette`, `imagewoof`, `imagenet100`, or a text file of class names or of image files.
         max_bad_share: unreadable images, as a share of all, that stop the run when exceeded.
+        in_chans: channels of the images: 3 for RGB, to which any picture is converted; otherwise those of the files.
         img_size: (height, width); None for the model's own.
         epochs: passes over the training images.
         batch_size: images of one step of the optimiser, over all processes.
@@ -59,7 +60,8 @@ class Recipe:
         color_jitter: strength; where `auto_augment` is none.
         auto_augment: timm's name, as in `rand-m9-mstd0.5-inc1`.
         random_erasing: probability.
-        crop_pct, interpolation, mean, std: of the input; None for the model's own.
+        crop_pct, interpolation, mean, std: of the input; None for the model's own. mean and std are one number, or one
+            for each channel.
         ema: decay of the averaged weights; None for none.
         amp: precision of the forward pass.
         compile, channels_last, grad_checkpointing: speed and memory.
@@ -81,6 +83,7 @@ class Recipe:
     val_share: Annotated[float, Range(0.01, 0.9)] = 0.1
     classes: str | None = None
     max_bad_share: Share = 0.2
+    in_chans: Count = 3
     img_size: Size | None = None
     epochs: Count = 30
     batch_size: Count = 64
@@ -111,8 +114,8 @@ class Recipe:
     random_erasing: Share = 0.0
     crop_pct: Annotated[float, Range(0.1, 1.0)] | None = None
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[Positive, Positive, Positive] | None = None
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[Positive, ...] | Positive | None = None
     ema: Annotated[float, Range(0.0, 0.999999)] | None = None
     amp: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
@@ -135,6 +138,13 @@ class Recipe:
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         plain["overrides"] = dict(self.overrides)
         return yaml.safe_dump(plain, sort_keys=False)
+
+
+def pieces(recipe: Recipe, processes: int) -> list[int]:
+    """How many images a process takes at once, one after another, in a step."""
+    share = recipe.batch_size // processes
+    micro = min(recipe.micro_batch or share, share)
+    return [min(micro, share - start) for start in range(0, share, micro)]
 
 
 def recipes() -> dict[str, Path]:
@@ -165,7 +175,19 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     check_mapping(recipe.overrides, where / "overrides")
     if recipe.pretrained and recipe.checkpoint:
         raise ConfigError(f"{where}: pretrained and checkpoint both name weights, expected one of them")
-    return recipe
+    channelwise = {key: _per_channel(key, getattr(recipe, key), recipe.in_chans, where) for key in ("mean", "std")}
+    return dataclasses.replace(recipe, **channelwise)
+
+
+def _per_channel(
+    key: str, value: tuple[float, ...] | float | None, channels: int, where: Where
+) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    found = value if isinstance(value, tuple) else (value,) * channels
+    if len(found) != channels:
+        raise (where / key).error(list(found), f"one number or {channels}, as in_chans is {channels}")
+    return found
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -174,7 +196,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not separator:
         raise ConfigError(f"--set {text}: expected KEY=VALUE")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
 

@@ -17,6 +17,7 @@ from zoo.training.metrics import Metrics
 from zoo.training.problems import Problems
 from zoo.training.setup import Parts
 from zoo.training.state import Progress
+from zoo.vision.arrays import grey
 from zoo.vision.images import ImageError, decode
 from zoo.vision.predict import predict
 from zoo.weights.verified import write_text
@@ -37,7 +38,7 @@ def write_report(parts: Parts, progress: Progress, output: Path, best: Path, pro
         draw_curves(progress.history).savefig(output / "curves.png", dpi=100)
         if len(parts.train.classes) <= MOST_CLASSES:
             draw_confusion(metrics.confusion.cpu(), parts.train.classes).savefig(output / "confusion.png", dpi=100)
-        draw_samples(model.cpu(), parts.validation).savefig(output / "predictions.png", dpi=100)
+        draw_samples(model.cpu(), parts.validation, parts.recipe.in_chans).savefig(output / "predictions.png", dpi=100)
     parts.accelerator.wait_for_everyone()
     return summary
 
@@ -91,15 +92,15 @@ def draw_confusion(confusion: torch.Tensor, classes: tuple[str, ...]) -> Figure:
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(classes))
     axes.set(xlabel="prediction", ylabel="class", xticks=ticks, yticks=ticks)
-    axes.set_xticklabels(classes, rotation=90)
-    axes.set_yticklabels(classes)
+    axes.set_xticklabels(classes, rotation=90, parse_math=False)
+    axes.set_yticklabels(classes, parse_math=False)
     for row, column in confusion.nonzero().tolist():
         colour = "white" if row == column else "black"
         axes.text(column, row, int(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
     return figure
 
 
-def draw_samples(model: nn.Module, split: Split) -> Figure:
+def draw_samples(model: nn.Module, split: Split, channels: int = 3) -> Figure:
     """Some validation images, spread over all of them, each with its class and what the model takes it for."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(4, 6).flat
@@ -109,11 +110,13 @@ def draw_samples(model: nn.Module, split: Split) -> Figure:
     for axis, position in zip(axes, positions, strict=False):
         try:
             with split.open(position) as file:
-                image, _ = decode(file)
+                image, _ = decode(file, channels)
         except (ImageError, OSError):
             continue
         guess, wanted = predict(model.eval(), [image], 1)[0][0], int(split.targets[position])
-        axis.imshow(image, interpolation="nearest" if image.width < 32 else None)
+        picture = image if channels == 3 else grey(image)
+        axis.imshow(picture, cmap="gray", interpolation="nearest" if picture.width < 32 else None)
         colour = "tab:green" if guess.index == wanted else "tab:red"
-        axis.set_title(f"{split.classes[wanted]}: {guess.label} {guess.probability:.0%}", fontsize=8, color=colour)
+        title = f"{split.classes[wanted]}: {guess.label} {guess.probability:.0%}"
+        axis.set_title(title, fontsize=8, color=colour, parse_math=False)
     return figure

@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from timm.data import Mixup, resolve_model_data_config
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -30,8 +30,10 @@ from zoo.training.classes import describe
 from zoo.training.data import Split, open_splits
 from zoo.training.digits import write_digits
 from zoo.training.loading import ImageSet, TrainingOrder, loader, validation_loader
+from zoo.training.norms import check_single_images
 from zoo.training.randomness import seed_all
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, pieces
+from zoo.vision.images import input_config
 from zoo.weights.verified import write_text
 
 
@@ -105,6 +107,8 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
     backbone = backbone.to(accelerator.device, memory_format=_memory_format(recipe))
     optimizer_of = _optimizer_maker(recipe)
     config = _input_config(recipe, backbone)
+    if min(pieces(recipe, accelerator.num_processes)) == 1:
+        check_single_images(backbone, config["input_size"])
     ema = ModelEmaV3(backbone, recipe.ema, use_warmup=True) if recipe.ema is not None else None
     if recipe.compile:
         backbone.compile()
@@ -156,11 +160,14 @@ def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: 
                 recipe.pretrained,
                 checkpoint=recipe.checkpoint,
                 num_classes=len(classes),
+                in_chans=None if recipe.in_chans == 3 else recipe.in_chans,  # three are never a choice
                 drop_path_rate=recipe.drop_path_rate,
                 drop_rate=recipe.drop_rate,
                 **{"img_size": recipe.img_size} | dict(recipe.overrides),
             )
         )
+    if model.in_chans != recipe.in_chans:
+        raise ConfigError(f"the weights are for {model.in_chans} channels: pass --set in_chans={model.in_chans}")
     if tuple(model.pretrained_cfg.get("label_names") or classes) != classes:
         model.reset_classifier(len(classes))  # as many classes, but others
     if recipe.freeze == "backbone":
@@ -182,7 +189,11 @@ def _optimizer_maker(recipe: Recipe) -> Any:
 
     def make(backbone: Backbone) -> torch.optim.Optimizer:
         groups = parameter_groups(backbone, recipe.weight_decay, recipe.layer_decay)
-        return create_optimizer_v2(groups, recipe.optimizer, lr=recipe.lr * recipe.lr_scale, weight_decay=0.0)
+        try:
+            return create_optimizer_v2(groups, recipe.optimizer, lr=recipe.lr * recipe.lr_scale, weight_decay=0.0)
+        except (AssertionError, ImportError, ModuleNotFoundError, TypeError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"optimizer is {recipe.optimizer!r}, which cannot be made here: {reason}") from error
 
     return make
 
@@ -202,7 +213,7 @@ def _loaders(
     recipe: Recipe, config: dict[str, Any], train: Split, validation: Split, accelerator: Accelerator
 ) -> tuple[DataLoader, DataLoader]:
     place = accelerator.process_index, accelerator.num_processes
-    images = ImageSet(train, training_transform(recipe, config), config["input_size"][1:], recipe.seed)
+    images = ImageSet(train, training_transform(recipe, config), config["input_size"], recipe.seed)
     order = TrainingOrder(len(train), recipe.batch_size, recipe.seed, *place)
     share = recipe.batch_size // accelerator.num_processes
     return (
@@ -241,7 +252,7 @@ def _memory_format(recipe: Recipe) -> torch.memory_format:
 def _input_config(recipe: Recipe, model: Backbone) -> dict[str, Any]:
     """How images are prepared: as the recipe says, otherwise as the model's weights were trained."""
     own = {key: getattr(recipe, key) for key in ("mean", "std", "interpolation", "crop_pct")}
-    return resolve_model_data_config(model) | {key: value for key, value in own.items() if value is not None}
+    return input_config(model) | {key: value for key, value in own.items() if value is not None}
 
 
 def _describe(config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:

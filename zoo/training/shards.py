@@ -13,11 +13,12 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 
 from zoo.errors import ConfigError
+from zoo.vision.folders import is_hidden
 
 
 def tar_files(root: Path) -> list[Path]:
     """The tar files that `root` is or holds."""
-    return [root] if root.suffix == ".tar" else sorted(root.glob("*.tar"))
+    return [root] if root.suffix == ".tar" else sorted(path for path in root.glob("*.tar") if not is_hidden(path.name))
 
 
 def is_webdataset(root: Path) -> bool:
@@ -81,6 +82,8 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                if any(is_hidden(part) for part in member.name.split("/") if part != "."):
+                    continue
                 folder, _, base = member.name.rpartition("/")
                 key, _, extension = base.partition(".")
                 if f".{extension.lower()}" in extensions:

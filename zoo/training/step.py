@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.errors import ConfigError
 from zoo.training.loading import Batch
+from zoo.training.norms import batch_norms, norms_explained
 from zoo.training.randomness import seed_all
+from zoo.training.recipe import pieces
 from zoo.training.setup import Parts
 
 
@@ -35,10 +36,8 @@ class Stepper:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        share = parts.recipe.batch_size // parts.accelerator.num_processes
-        self.micro = min(parts.recipe.micro_batch or share, share)
-        norms = [module for module in parts.backbone.modules() if isinstance(module, _BatchNorm)]
-        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.micro = max(pieces(parts.recipe, parts.accelerator.num_processes))
+        self.statistics = [buffer for norm in batch_norms(parts.backbone) for buffer in norm.buffers(recurse=False)]
 
     def __call__(self, batch: Batch, step: int, flag: int = 0) -> Outcome:
         """One step on the batch of this process.
@@ -87,7 +86,8 @@ class Stepper:
         """Gradients of the mean loss over the batch of this process, and that loss; in smaller parts if need be."""
         while True:
             try:
-                return self._micro_batches(images, targets)
+                with norms_explained():  # halving the micro-batch may come to single images
+                    return self._micro_batches(images, targets)
             except RuntimeError as error:
                 self._halve(error)
                 self.parts.optimizer.zero_grad()
@@ -95,10 +95,10 @@ class Stepper:
 
     def _micro_batches(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         parts, total = self.parts, torch.zeros((), device=images.device)
-        pieces = list(zip(images.split(self.micro), targets.split(self.micro), strict=True))
+        parted = list(zip(images.split(self.micro), targets.split(self.micro), strict=True))
         smoothing = parts.recipe.label_smoothing if targets.ndim == 1 else 0.0
-        for i, (x, y) in enumerate(pieces):
-            with self._sync(i == len(pieces) - 1):
+        for i, (x, y) in enumerate(parted):
+            with self._sync(i == len(parted) - 1):
                 with parts.accelerator.autocast():
                     logits = parts.model(x)
                 loss = F.cross_entropy(logits.float(), y, reduction="sum", label_smoothing=smoothing) / len(images)

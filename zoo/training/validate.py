@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from zoo.errors import ConfigError
@@ -20,6 +19,7 @@ from zoo.training.evaluate import evaluate
 from zoo.training.loading import validation_loader
 from zoo.training.problems import Problems
 from zoo.training.setup import make_accelerator
+from zoo.vision.images import input_config
 from zoo.vision.predict import load_classifier
 
 
@@ -61,8 +61,8 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
     accelerator, _ = make_accelerator(task.amp)
     model = load_classifier(name, checkpoint, pretrained).to(accelerator.device)
     classes = _classes(model, task)
-    split = open_validation(task.data, task.split, task.classes, classes)
-    config = resolve_model_data_config(model)
+    config = input_config(model)
+    split = open_validation(task.data, task.split, task.classes, classes, config["input_size"][0])
     batches = validation_loader(split, config, task.batch_size, task.workers, accelerator)
     real = _real_labels(split, classes) if task.real else None
     start = time.perf_counter()
@@ -72,6 +72,8 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
     problems.gather()
     if accelerator.is_main_process:
         problems.write()
+    if not metrics.result()["images"]:
+        problems.none_readable(f"{task.data}: none of the {len(split)} images can be read")
     speed = len(split) / (time.perf_counter() - start)
     about = {"unreadable_images": len(problems.unreadable()), "images_per_second": speed}
     found = {key: value for key, value in zip(classes, metrics.per_class(), strict=True) if value is not None}
@@ -82,7 +84,7 @@ def _classes(model: nn.Module, task: Validation) -> tuple[str, ...]:
     """Names of the outputs of a model: its own, ImageNet's, or those of as many classes as the data have."""
     count = backbone_of(model).num_classes
     names = tuple(model.pretrained_cfg.get("label_names") or ()) or imagenet_names(count)
-    if names is None and len(names := class_names(task.data, task.split)) != count:
+    if names is None and len(names := class_names(task.data, task.split, backbone_of(model).in_chans)) != count:
         raise ConfigError(f"{task.data}: has {len(names)} classes, the model {count} and no names for them")
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, and {len(names)} names for them")

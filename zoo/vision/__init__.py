@@ -7,7 +7,7 @@ from zoo.vision.explain_picture import save_attention, save_class_map, save_rece
 from zoo.vision.export import Exported, export
 from zoo.vision.features import Pyramid, extract, save_picture
 from zoo.vision.images import read_image
-from zoo.vision.predict import Prediction, load_classifier, predict
+from zoo.vision.predict import Prediction, is_trained, load_classifier, predict
 from zoo.vision.rollout import Rollout, rollout
 from zoo.vision.runtimes import ExportError
 from zoo.vision.saliency import ClassMap, ReceptiveField, grad_cam, receptive_field
@@ -34,6 +34,7 @@ __all__ = [
     "export",
     "extract",
     "grad_cam",
+    "is_trained",
     "load_classifier",
     "measure_speed",
     "predict",

@@ -1,18 +1,22 @@
-"""Reading pictures: whatever people have in their folders, to RGB."""
+"""Reading pictures: whatever people have in their folders, to RGB, or to as many channels as a model takes."""
 
 from __future__ import annotations
 
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from timm.data import resolve_data_config
+from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 from torchvision.transforms.functional import normalize, pil_to_tensor
+
+from zoo.models import backbone_of
+from zoo.vision.arrays import from_array, from_picture, is_array
+from zoo.vision.folders import printable
 
 MOST_PIXELS = 2**27
 """Of one picture; more is taken for a decompression bomb."""
@@ -22,19 +26,31 @@ class ImageError(ValueError):
     """A picture cannot be read."""
 
 
-def read_image(path: str | PathLike[str]) -> Image.Image:
-    """The picture at `path` in RGB, turned the way its EXIF data says.
+def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | torch.Tensor:
+    """The picture at `path`, turned the way its EXIF data says, in RGB; other channels as a tensor, as of `decode`.
 
     Raises:
-        ImageError: if there is no such file or it is not a picture.
+        ImageError: if there is no such file, it is not a picture, or of another number of channels.
     """
     if not Path(path).is_file():
-        raise ImageError(f"{path}: there is no such file")
+        raise ImageError(f"{printable(str(path))}: there is no such file")
     try:
         with open(path, "rb") as file:
-            return decode(file)[0]
+            return decode(file, channels)[0]
     except (ImageError, OSError) as error:
-        raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ImageError(f"{printable(str(path))}: cannot be read as a picture ({error})") from error
+
+
+def input_config(model: nn.Module) -> dict[str, Any]:
+    """timm's `resolve_model_data_config` for the channels that the model takes.
+
+    Where its weights name mean and standard deviation for other channels, each channel has the mean of those.
+    """
+    config, channels = resolve_model_data_config(model), backbone_of(model).in_chans
+    for key in ("mean", "std"):
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+    return config | {"input_size": (channels, *config["input_size"][1:])}
 
 
 def reduced(image: Image.Image, longest: int) -> Image.Image:
@@ -53,15 +69,19 @@ def as_input(model: nn.Module, image: Image.Image) -> torch.Tensor:
     return pixels[None].to(next(model.parameters()))
 
 
-def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
-    """The first frame of a picture in RGB, upright, and what was unusual about it.
+def decode(file: BinaryIO, channels: int = 3) -> tuple[Image.Image | torch.Tensor, tuple[str, ...]]:
+    """The first frame of a picture, upright, and what was unusual about it.
 
-    16-bit greys keep their range instead of being cut off at 255.
+    Three channels are RGB, whatever the file holds; 16-bit greys keep their range instead of being cut off at 255.
+    Other numbers of channels are those of the file, as a tensor (channels, H, W) in which integers are a share of the
+    largest.
 
     Raises:
-        ImageError: if it is empty, damaged, truncated, or larger than `MOST_PIXELS`.
+        ImageError: if it is empty, damaged, truncated, of other channels, or larger than `MOST_PIXELS`.
     """
     try:
+        if channels != 3 and is_array(file):
+            return from_array(file, channels), ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata and large pictures
             with Image.open(file) as image:
@@ -70,12 +90,13 @@ def decode(file: BinaryIO) -> tuple[Image.Image, tuple[str, ...]]:
                     raise ImageError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
                 image.load()
                 turned = _is_turned(image)
-                notes = _unusual(image, turned)
-                return _to_rgb(ImageOps.exif_transpose(image) if turned else image), notes
+                notes = _unusual(image, turned, channels)
+                upright = ImageOps.exif_transpose(image) if turned else image
+                return _to_rgb(upright) if channels == 3 else from_picture(upright, channels), notes
     except ImageError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise ImageError(_reason(file, error)) from error
+        raise ImageError(_reason(file, error, channels)) from error
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -86,11 +107,13 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _unusual(image: Image.Image, turned: bool) -> tuple[str, ...]:
+def _unusual(image: Image.Image, turned: bool, channels: int) -> tuple[str, ...]:
     """In words: what other readers may see differently."""
-    notes = [f"{image.mode} colours"] if image.mode in ("CMYK", "LAB", "YCbCr", "HSV") else []
-    notes += ["16-bit or more"] if image.mode.startswith(("I", "F")) else []
-    notes += ["transparent"] if image.has_transparency_data else []
+    notes = []
+    if channels == 3:
+        notes += [f"{image.mode} colours"] if image.mode in ("CMYK", "LAB", "YCbCr", "HSV") else []
+        notes += ["16-bit or more"] if image.mode.startswith(("I", "F")) else []
+        notes += ["transparent"] if image.has_transparency_data else []
     animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a photo with a preview
     notes += ["animated: first frame"] if animated else []
     notes += ["turned by EXIF"] if turned else []
@@ -105,7 +128,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(file: BinaryIO, error: Exception) -> str:
+def _reason(file: BinaryIO, error: Exception, channels: int) -> str:
     if file.seek(0, 2) == 0:
         return "an empty file"
-    return "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture" + ("; save images of more than 4 channels as .npy (H, W, C)" if channels > 4 else "")
+    return str(error) or type(error).__name__

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
 from zoo.errors import CheckpointError
 from zoo.models import convert_checkpoint, create_model, split_tag
 from zoo.stored import describes_itself, is_stored
 from zoo.timm_models import CLASSIFIER
+from zoo.vision.images import input_config
 from zoo.weights.files import read_checkpoint
 
 DEFAULT = "davit_tiny"
@@ -33,7 +34,7 @@ class Prediction:
 def load_classifier(
     name: str | None = None, checkpoint: str | PathLike[str] | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """A classifier with trained weights, in evaluation mode, with as many classes as its checkpoint.
+    """A classifier with trained weights, in evaluation mode, with as many classes and channels as its checkpoint.
 
     Args:
         name: as for `zoo.create_model`; None for what the checkpoint says of itself, or `davit_tiny`.
@@ -59,10 +60,19 @@ def load_classifier(
     return create_model(name, checkpoint=state, num_classes=len(state[f"{CLASSIFIER}.weight"])).eval()
 
 
+def is_trained(name: str, pretrained: bool, checkpoint: str | PathLike[str] | None) -> bool:
+    """Whether a model that is asked for in these words has weights of a training, and not drawn ones."""
+    return pretrained or checkpoint is not None or is_stored(name)
+
+
 @torch.inference_mode()
-def predict(model: nn.Module, images: Sequence[Image.Image], topk: int = 5) -> list[list[Prediction]]:
-    """The `topk` likeliest labels of each picture, best first, under the model's own input transform."""
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+def predict(model: nn.Module, images: Sequence[Image.Image | torch.Tensor], topk: int = 5) -> list[list[Prediction]]:
+    """The `topk` likeliest labels of each picture, best first, under the model's own input transform.
+
+    Args:
+        images: RGB pictures; for a model of other channels tensors (C, H, W), as of `read_image`.
+    """
+    transform = create_transform(**input_config(model), is_training=False)
     names = class_names(model)
     found = []
     for image in images:

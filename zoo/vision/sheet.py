@@ -67,7 +67,7 @@ def inset(axis: Axes, image: Image.Image, extent: Sequence[float], draw_onto: Ca
 
 def caption(axis: Axes, first: str, second: str) -> None:
     """A title of two lines, the second small."""
-    axis.set_title(f"{first}\n", fontsize=9)
+    axis.set_title(f"{first}\n", fontsize=9, parse_math=False)
     axis.text(0.5, 1.02, second, transform=axis.transAxes, ha="center", va="bottom", fontsize=6.5, color="0.35")
 
 
@@ -98,7 +98,7 @@ def save_sheet(
     height = PANEL * image.height / image.width + 0.5
     photo_width = 1 if rows == 1 else 1.4
     figure = Figure(figsize=((PANEL + 0.45) * (len(columns) + photo_width), height * rows + 0.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a $ in a name is a $
     grid = figure.add_gridspec(rows, len(columns) + 1, width_ratios=[photo_width] + [1] * len(columns))
     photo = figure.add_subplot(grid[:, 0])
     photo.imshow(image)

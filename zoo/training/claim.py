@@ -1,0 +1,73 @@
+"""Whose folder the output of a run is: one run's, and one process's at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from filelock import FileLock, Timeout
+
+from zoo.errors import ConfigError
+from zoo.training.recipe import Recipe, differences, load_recipe
+
+RECIPE = "run.yaml"
+LOCK = ".lock"
+PATIENCE = 10.0
+"""Seconds for which the readers of a run that was killed may live on."""
+
+
+@contextmanager
+def claimed(output: Path, main: bool) -> Iterator[None]:
+    """Within this context no other run writes to `output`, which is made if it is not there.
+
+    Args:
+        main: whether this process is the one of the run that writes.
+
+    Raises:
+        ConfigError: if another run does, or the folder cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
+    if not main:
+        yield
+        return
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise ConfigError(
+            f"{output}: another run is writing to it; wait for its end, or pass another --output"
+        ) from None
+    except (NotImplementedError, OSError):  # a file system without locks
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            (output / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:
+    """See that the run in a folder, if there is one, is the one to go on with, and that it can go on.
+
+    Raises:
+        ConfigError: if not.
+    """
+    path = output / RECIPE
+    if not path.exists():
+        return
+    if not resume:
+        raise ConfigError(f"{output}: holds a run; pass --resume auto to go on with it, or another --output")
+    if changed := differences(load_recipe(path), recipe):
+        raise ConfigError(f"{output}: holds a run of another recipe: {'; '.join(changed)}")
+    if (output / "history.csv").exists() and not list((output / "state").glob("step-*.safetensors")):
+        raise ConfigError(
+            f"{output}: holds a run whose states, {output / 'state'}, are gone, so that it cannot go on, and its "
+            "checkpoints are kept; start from them with --checkpoint and another --output"
+        )

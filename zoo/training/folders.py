@@ -1,0 +1,100 @@
+"""Folders and tar files of images: the first folder level is the class, hidden files and folders are not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+from zoo.errors import ConfigError
+from zoo.vision.folders import images_below, is_hidden
+
+
+class FolderReader(Reader):
+    """An ImageFolder as torchvision reads it: the classes are the folders in `root`, whatever lies deeper in them.
+
+    Args:
+        channels: of the images, which decides on the extensions that are looked for.
+
+    Raises:
+        ConfigError: without folders, or if one of them holds no images.
+    """
+
+    def __init__(self, root: Path, channels: int = 3) -> None:
+        super().__init__()
+        self.root = root
+        names = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
+        if not names:
+            raise ConfigError(f"{root}: has no folders, expected one a class, or tar files")
+        self.class_to_idx = {name: i for i, name in enumerate(names)}
+        images = {name: images_below(root / name, channels) for name in names}
+        if empty := [name for name in names if not images[name]]:
+            raise ConfigError(f"{root}: class folders without images: {some(empty)}")
+        self.samples = [(str(path), i) for i, name in enumerate(names) for path in images[name]]
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, target = self.samples[index]
+        return open(path, "rb"), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        if basename:
+            return os.path.basename(path)
+        return path if absolute else os.path.relpath(path, self.root)
+
+
+class TarReader(ReaderImageInTar):
+    """Images of a tar file with a folder for each class, or of a folder of tar files.
+
+    A folder that everything in an archive lies in is no class. In a folder of tar files, one with images at its top is
+    a class by itself; another one has its classes as a single tar file has them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        # Beside more than 10 GB of tar files timm keeps an index, where it may.
+        writable = os.access(root if root.is_dir() else root.parent, os.W_OK)
+        super().__init__(str(root), cache_tarinfo=None if writable else False)
+        paths = [_path(sample) for sample in self.samples]
+        by_archive: dict[str, list[int]] = {}
+        for i, path in enumerate(paths):
+            if not any(map(is_hidden, path.parts)):
+                by_archive.setdefault(self.samples[i][1] or "", []).append(i)
+        names: dict[int, str] = {}
+        for archive, own in by_archive.items():
+            found = _first_folders([paths[i].parts[:-1] for i in own])
+            if archive and "" in found:
+                found = [Path(archive).stem] * len(own)
+            names |= {i: name for i, name in zip(own, found, strict=True) if name}
+        kept = sorted(names)
+        classes = sorted(set(names.values()))
+        self.samples = self.samples[kept]
+        self.class_name_to_idx = {name: i for i, name in enumerate(classes)}
+        self.class_idx_to_name = dict(enumerate(classes))
+        self.targets = np.array([self.class_name_to_idx[names[i]] for i in kept], dtype=np.int64)
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """A few of the names, for a message."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+
+
+def _path(sample: Any) -> PurePosixPath:
+    """Where an image of timm's reader lies in its tar file, a tar file in there counted as a folder."""
+    member, _, inner = sample
+    return PurePosixPath(os.path.splitext(inner.path)[0] if inner else "", member.path.lstrip("/"))
+
+
+def _first_folders(folders: list[tuple[str, ...]]) -> list[str]:
+    """Of each path of folders the first below those that all share, "" for none; a shared last one is kept."""
+    depth = 0
+    while all(len(path) > depth + 1 and path[depth] == folders[0][depth] for path in folders):
+        depth += 1
+    return [path[depth] if path else "" for path in folders]

@@ -1,0 +1,70 @@
+"""Images that are not of three channels: what a file holds, unchanged but for its range, as a tensor."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+MAGIC = b"\x93NUMPY"
+KINDS = ("bool", "uint8", "uint16", "int16", "float16", "float32", "float64")
+
+
+def is_array(file: BinaryIO) -> bool:
+    """Whether a file is one of `numpy.save`."""
+    start = file.read(len(MAGIC))
+    file.seek(0)
+    return start == MAGIC
+
+
+def from_array(file: BinaryIO, channels: int) -> torch.Tensor:
+    """An array (H, W, channels), or (H, W) of one channel, as (channels, H, W); integers as a share of their largest.
+
+    Raises:
+        ValueError: for another shape, another kind of number, and values that are not finite.
+    """
+    values = np.load(file, allow_pickle=False)
+    if values.dtype.name not in KINDS:
+        raise ValueError(f"an array of {values.dtype.name}, expected one of {', '.join(KINDS)}")
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] != channels or not values.size:
+        raise ValueError(f"an array of shape {values.shape}, expected (height, width, {channels} channels)")
+    return _scaled(values, np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1)
+
+
+def from_picture(image: Image.Image, channels: int) -> torch.Tensor:
+    """A picture as (channels, H, W); 8 and 16 bits as 0 to 1, floats as they are, and colours of a palette looked up.
+
+    Raises:
+        ValueError: for another number of channels, and for values that are not finite.
+    """
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    values = np.asarray(image)
+    values = values[:, :, None] if values.ndim == 2 else values
+    if values.shape[2] != channels:
+        raise ValueError(f"{_channels(values.shape[2])}, {image.mode}, expected {channels}")
+    return _scaled(values, {"I": 65535, "F": 1}.get(image.mode[0], 255))
+
+
+def grey(image: torch.Tensor) -> Image.Image:
+    """What people can look at: the mean of the channels, from its least value to its greatest."""
+    mean = image.mean(0)
+    mean = (mean - mean.min()) / (mean.max() - mean.min()).clamp(min=1e-12)
+    return Image.fromarray((255 * mean).round().byte().numpy())
+
+
+def _scaled(values: np.ndarray, most: int) -> torch.Tensor:
+    scaled = torch.from_numpy(values.astype(np.float32) / most).permute(2, 0, 1).contiguous()
+    if not scaled.isfinite().all():
+        raise ValueError("values that are not finite")
+    return scaled
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
