@@ -191,6 +191,8 @@ def magnitude(call: Call, exact: dict, name: str) -> float:
     if name in ("v", "pooled_v"):
         return grad
     scale = abs(call.settings.get("scale", exact["q"].shape[-1] ** -0.5))
+    if name.endswith("bias"):  # a sum over all images and positions
+        return grad * values * max(1.0, math.sqrt(call.grad[..., 0].numel() / 16))
     others = {"q": ("k", "pooled_k"), "k": ("q",), "pooled_k": ("q",)}.get(name, ())
     return grad * values * scale * max([1.0, *(largest(exact[n]) for n in others if n in exact)])
 
