@@ -50,7 +50,7 @@ ROOMS = {
     "stored": {"timm_models", "weights", *LIGHT},
     "recognise": {"timm_models", "weights", *LIGHT},
     "models": {"stored", "timm_models", "backbone", "weights", *LIGHT},
-    "edit": {"models", "backbone", *LIGHT},
+    "edit": {"models", "weights", "backbone", *LIGHT},
     "publish": {"models", "stored", "backbone", "weights", *LIGHT},
     "vision": {
         "edit",

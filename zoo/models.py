@@ -19,10 +19,10 @@ from zoo.catalog import family_of, is_file, load_config, shipped
 from zoo.config import ModelConfig
 from zoo.errors import CheckpointError, ConfigError, Where
 from zoo.schema import Size, check
-from zoo.weights.convert import Part, recognise
-from zoo.weights.files import Found, as_state_dict, find_in, find_tensors
+from zoo.weights.convert import recognise
+from zoo.weights.files import Found, as_state_dict, find
 from zoo.weights.load import LoadReport, fit, nonfinite
-from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint
+from zoo.weights.manifest import Checkpoint, checkpoints_of, default_checkpoint, sources_of
 
 StateDict = Mapping[str, torch.Tensor]
 DENSE_LACKS = ("head.", "norm.")
@@ -104,9 +104,9 @@ def create_model(
     variant, tag = split_tag(name)
     classes = 1000
     if checkpoint is not None:
-        config, found = load_config(variant, overrides), _find(checkpoint, use_ema)
+        config, found = load_config(variant, overrides), find(checkpoint, use_ema)
         part = recognise(found.tensors, config.checkpoints, timm_models.meta_state(config, level_norm=True))
-        settings["in_chans"] = _channels(part, config) if in_chans is None else in_chans
+        settings["in_chans"] = timm_models.channels_of(part, config) if in_chans is None else in_chans
         if (features_only or num_classes is not None) and not part.has_classifier():
             model = timm_models.build(variant, num_classes=num_classes or 0, **settings)
             _load(model, found, adapt=True)
@@ -139,16 +139,6 @@ def _as_pretrained(state: StateDict, config: ModelConfig) -> dict[str, Any]:
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
     channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
-
-
-def _channels(part: Part, config: ModelConfig) -> int:
-    """How many channels the images of a checkpoint have; 3 where it does not tell."""
-    pieces = part.pieces.get(f"{timm_models.first_convolutions(config)[0]}.weight", ())
-    return next((part.state[piece.key].shape[1] for piece in pieces if part.state[piece.key].ndim == 4), 3)
-
-
-def _find(source: str | PathLike[str] | StateDict, use_ema: bool) -> Found:
-    return find_in(source, use_ema=use_ema) if isinstance(source, Mapping) else find_tensors(source, use_ema)
 
 
 def list_models(pattern: str | None = None, *, family: str | None = None, pretrained: bool = False) -> list[str]:
@@ -201,7 +191,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, u
         CheckpointError: if the file cannot be read or does not fit; the model is then left as it was.
         ConfigError: if `model` is not a model of the zoo.
     """
-    return _load(model, _find(source, use_ema))
+    return _load(model, find(source, use_ema))
 
 
 def _load(model: nn.Module, found: Found, adapt: bool = False) -> LoadReport:
@@ -303,15 +293,7 @@ def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> Mode
         top1=first and (first.top1 or first.top1_timm),
         licence_code=first and first.licence_code,
         licence_weights=first and first.licence_weights,
-        sources=_sources(entries),
+        sources=sources_of(entries),
         input_transform=first.input_transform if first else {},
         checkpoints=tuple(entries),
     )
-
-
-def _sources(entries: Sequence[Checkpoint]) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    for entry in entries:
-        hub = [f"https://huggingface.co/{entry.hub}"] if entry.hub else []
-        found |= dict.fromkeys([entry.code, entry.paper, *hub, *entry.sources])
-    return tuple(found)

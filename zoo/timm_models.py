@@ -28,6 +28,7 @@ from zoo.catalog import load_config, shipped
 from zoo.config import ModelConfig
 from zoo.embeds import input_convolutions
 from zoo.errors import CheckpointError, ConfigError
+from zoo.weights.convert import Part
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit, nonfinite
 from zoo.weights.manifest import Checkpoint, checkpoints, default_checkpoint
@@ -52,6 +53,12 @@ def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
 def adaptable(config: ModelConfig) -> tuple[str, ...]:
     """Names of the parameters that timm adapts to another number of channels or classes."""
     return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
+
+
+def channels_of(part: Part, config: ModelConfig) -> int:
+    """How many channels the images of a checkpoint have; 3 where it does not tell."""
+    pieces = part.pieces.get(f"{first_convolutions(config)[0]}.weight", ())
+    return next((part.state[piece.key].shape[1] for piece in pieces if part.state[piece.key].ndim == 4), 3)
 
 
 def with_channels(tensors: Mapping[str, torch.Tensor], config: ModelConfig, channels: int) -> dict[str, torch.Tensor]:

@@ -52,6 +52,11 @@ def as_state_dict(content: Any, source: str = "checkpoint", use_ema: bool = True
     return find_in(content, source, use_ema).tensors
 
 
+def find(source: str | PathLike[str] | Mapping[str, Any], use_ema: bool = True) -> Found:
+    """The tensors of a file or of a mapping at hand."""
+    return find_in(source, use_ema=use_ema) if isinstance(source, Mapping) else find_tensors(source, use_ema)
+
+
 def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
     """The tensors of a `.safetensors`, `.pth`, `.pth.tar`, `.pt`, `.bin` or `.ckpt` file, on the CPU.
 

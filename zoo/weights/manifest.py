@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -94,3 +95,12 @@ def default_checkpoint(variant: str, tag: str | None = None) -> Checkpoint | Non
     """The checkpoint of a tag; without one the first that a machine can fetch, or the first; None if there is none."""
     entries = [entry for entry in checkpoints_of(variant) if tag in (None, entry.tag)]
     return min(entries, key=lambda entry: not entry.by_machine, default=None)
+
+
+def sources_of(entries: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """Where code, paper and weights of checkpoints are."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        hub = [f"https://huggingface.co/{entry.hub}"] if entry.hub else []
+        found |= dict.fromkeys([entry.code, entry.paper, *hub, *entry.sources])
+    return tuple(found)
