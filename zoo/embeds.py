@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +92,11 @@ class ConvEmbed(nn.Module):
             x = cpu.conv_norm(conv, norm, x, act, same)
         return x
 
+    @staticmethod
+    def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the convolutions that see the input."""
+        return ("convs.0",)
+
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
         pairs = zip(self.convs, self.norms, strict=True)
@@ -138,6 +144,11 @@ class CrossScaleEmbed(nn.Module):
         maps = [convolve(conv, x, kernel) for conv, kernel in zip(self.convs, self.kernels, strict=True)]
         return apply_norm(self.norm, torch.cat(maps, dim=-1))
 
+    @staticmethod
+    def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the convolutions that see the input."""
+        return tuple(f"convs.{i}" for i in range(len(params["kernels"])))
+
 
 @EMBEDS.register("patch_merging")
 class PatchMerging(nn.Module):
@@ -161,7 +172,7 @@ class PatchMerging(nn.Module):
 
 
 class DeformConv2d(nn.Module):
-    """A convolution of (B, H, W, dim_in) whose taps read where offsets send them; drawn as `nn.Conv2d` draws its own.
+    """A convolution of (B, dim_in, H, W) whose taps read where offsets send them; drawn as `nn.Conv2d` draws its own.
 
     Deformable ConvNets, https://arxiv.org/abs/1703.06211.
     """
@@ -173,8 +184,9 @@ class DeformConv2d(nn.Module):
         self.weight, self.bias = drawn.weight, drawn.bias
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, dim_in) and `offset` as for `zoo.kernels.deform_conv`."""
-        return deform_conv(x, offset, self.weight, self.bias, self.stride)
+        """x (B, dim_in, H, W) and offset (B, 2 * kernel ** 2, h, w), as for torchvision's, to (B, dim, h, w)."""
+        x, offset = x.permute(0, 2, 3, 1), offset.permute(0, 2, 3, 1)
+        return deform_conv(x, offset, self.weight, self.bias, self.stride).permute(0, 3, 1, 2)
 
 
 @EMBEDS.register("deform")
@@ -199,8 +211,14 @@ class DeformEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H // 2, W // 2, dim); a smaller map is padded to one step."""
         x = pad_to_least(x, (2, 2))
-        x = self.conv(x, convolve(self.offset, x))
+        offset = convolve(self.offset, x)
+        x = self.conv(x.permute(0, 3, 1, 2), offset.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.act(apply_norm(self.norm, x))
+
+    @staticmethod
+    def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the convolutions that see the input."""
+        return ("conv", "offset")
 
     def fold(self) -> None:
         """Put a batch norm into the convolution before it."""
@@ -208,5 +226,8 @@ class DeformEmbed(nn.Module):
 
 
 def input_convolutions(embed: Part | None) -> tuple[str, ...]:
-    """Names, inside an embed, of the convolutions that see its input."""
-    return tuple(f"convs.{i}" for i in range(len(embed.params.get("kernels", [1]) if embed else ())))
+    """Names, inside an embed, of the convolutions that see its input; none where no convolution does."""
+    if embed is None:
+        return ()
+    names = getattr(EMBEDS.find(embed.type, embed.where / "type"), "input_convolutions", None)
+    return names(embed.params) if names else ()

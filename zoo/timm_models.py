@@ -105,8 +105,8 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     timm_settings = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}
     if timm_settings.get("feature_cls") in ("hook", "list", "dict", "fx"):
         raise ConfigError(
-            f"feature_cls is {timm_settings['feature_cls']!r}, but the maps of a zoo model are not those of its modules "
-            "called in turn: leave it out, features_only=True gives the same maps"
+            f"feature_cls is {timm_settings['feature_cls']!r}, but a zoo model is more than its modules in turn: "
+            "leave it out, features_only=True gives the same maps"
         )
     exportable = kwargs.pop("exportable", False) or is_exportable()
     config = load_config(name, kwargs)

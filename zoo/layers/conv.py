@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zoo.kernels.exporting import exporting
 from zoo.kernels.sizes import always, steps
+from zoo.layers.hooks import is_hooked
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -39,7 +40,9 @@ def convolve(conv: nn.Module, x: torch.Tensor, kernel: int = 1) -> torch.Tensor:
     """
     maps = x.permute(0, 3, 1, 2)
     slow = kernel > 16 and x.device.type == "cpu" and always(x.shape[0] == 1)
-    if slow or exporting():  # what passes for channels_last depends on the sizes, which would bind a program to some
+    # What passes for channels_last depends on the sizes, which would bind an exported program to some; and those who
+    # look at a layer's input may take its strides for those of NCHW, as Opacus does.
+    if slow or exporting() or is_hooked(conv):
         maps = maps.contiguous()
     return conv(maps).permute(0, 2, 3, 1).contiguous()
 

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from zoo.kernels.watched import watched
 from zoo.layers.activations import Activation, gelu_tanh
 from zoo.layers.conv import convolve, pad_same, same_padding
+from zoo.layers.hooks import is_hooked
 from zoo.layers.norm import apply_norm, folded, scale_and_shift
 
 MANY = 1024
@@ -92,9 +93,10 @@ def normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
-def multiply(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x times a gate, broadcast to it, for an x that the caller has just computed and nobody else has."""
-    return x.mul_(gate) if bare(x) and x.dtype == gate.dtype else x * gate
+def multiply(x: torch.Tensor, gate: torch.Tensor, *readers: nn.Module) -> torch.Tensor:
+    """x times a gate, broadcast to it, for an x that the caller has computed and no module but `readers` has seen."""
+    unseen = bare(x) and not any(map(is_hooked, readers))
+    return x.mul_(gate) if unseen and x.dtype == gate.dtype else x * gate
 
 
 def bare(x: torch.Tensor, *layers: nn.Module) -> bool:
@@ -110,15 +112,9 @@ def bare(x: torch.Tensor, *layers: nn.Module) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     kind, own = type(layer), layer.__dict__
-    if _FORWARDS.get(kind) is not kind.forward or "forward" in own or _is_hooked(own):
+    if _FORWARDS.get(kind) is not kind.forward or "forward" in own or is_hooked(layer):
         return False
     return all(p is None or (type(p) is nn.Parameter and p.device.type == "cpu") for p in own["_parameters"].values())
-
-
-def _is_hooked(own: dict) -> bool:
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    )
 
 
 def _folds(norm: nn.Module) -> bool:

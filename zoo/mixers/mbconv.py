@@ -78,7 +78,7 @@ class MBConv(nn.Module):
         """(B, H, W, dim_in) to (B, ceil(H / stride), ceil(W / stride), dim)."""
         x = cpu.linear_norm(self.conv1, self.norm1, x, self.act)
         x = cpu.conv_norm(self.conv2, self.norm2, x, self.act, self.same)
-        return cpu.linear(self.conv3, cpu.multiply(x, self.se(x)))
+        return cpu.linear(self.conv3, cpu.multiply(x, self.se(x), self.se))
 
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
