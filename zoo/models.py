@@ -137,7 +137,7 @@ def _as_pretrained(state: StateDict, config: ModelConfig) -> dict[str, Any]:
     tensors, _ = fit(state, config.checkpoints, timm_models.meta_state(config), timm_models.adaptable(config))
     nonfinite(tensors)
     classes = len(tensors[f"{timm_models.CLASSIFIER}.weight"])
-    channels = tensors[f"{timm_models.first_convolutions(config)[0]}.weight"].shape[1]
+    channels = next((tensors[f"{name}.weight"].shape[1] for name in timm_models.first_convolutions(config)), 3)
     return {"state_dict": tensors, "num_classes": classes, "input_size": (channels, *config.img_size)}
 
 

@@ -57,7 +57,7 @@ def adaptable(config: ModelConfig) -> tuple[str, ...]:
 
 def channels_of(part: Part, config: ModelConfig) -> int:
     """How many channels the images of a checkpoint have; 3 where it does not tell."""
-    pieces = part.pieces.get(f"{first_convolutions(config)[0]}.weight", ())
+    pieces = (piece for name in first_convolutions(config) for piece in part.pieces.get(f"{name}.weight", ()))
     return next((part.state[piece.key].shape[1] for piece in pieces if part.state[piece.key].ndim == 4), 3)
 
 

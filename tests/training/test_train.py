@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import zoo
 from tests.test_cli import run
-from tests.training.conftest import zoo_command
+from tests.training.conftest import TINY, zoo_command
 from zoo.errors import CheckpointError
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe, load_recipe
@@ -189,3 +189,21 @@ def test_validation_of_a_plain_checkpoint(folder: Path, tmp_path: Path) -> None:
         arguments = "-m", "maxvit_rmlp_pico_rw_256", "-c", str(tmp_path / "weights.pth"), "--workers", "0"
         text = run("validate", "--data", str(folder), *arguments, fails=fails)
         assert ("no names for them" in text) == fails
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        {"type": "patch_merging", "norm": "layernorm"},
+        {"type": "deform", "norm": "batchnorm", "act": "gelu"},
+        {"type": "cross_scale", "kernels": [2, 4], "stride": 2},
+    ],
+    ids=lambda stem: stem["type"],
+)
+def test_a_run_with_any_stem_ends_and_its_model_comes_back(tiny: Maker, tmp_path: Path, stem: dict) -> None:
+    overrides = {**TINY["overrides"], "stem": stem}
+    train(tiny(overrides=overrides, epochs=1), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == OUTPUTS
+    model = zoo.create_model(str(tmp_path / "run" / "best.safetensors"))
+    weights = load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
