@@ -107,6 +107,45 @@ def test_shortcuts_are_taken_and_stepped_back_from(monkeypatch: pytest.MonkeyPat
     assert not cpu.bare(x, nn.Linear(8, 8))
 
 
+REPLACED = {
+    "sequence": lambda layer: nn.Sequential(layer, nn.Identity()),
+    "subclass": lambda layer: type("Own", (type(layer),), {})(*_arguments(layer)),
+    "unmoved": lambda layer: nn.Identity() if isinstance(layer, nn.BatchNorm2d) else layer,
+    "no scale": lambda layer: (
+        nn.BatchNorm2d(layer.num_features, affine=False).eval() if isinstance(layer, nn.BatchNorm2d) else layer
+    ),
+}
+
+
+def _arguments(layer: nn.Module) -> tuple:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Conv2d):
+        return (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                layer.dilation, layer.groups)  # fmt: skip
+    return (layer.num_features,)
+
+
+@pytest.mark.parametrize("replacement", REPLACED)
+def test_layers_may_be_replaced(model: nn.Module, replacement: str) -> None:
+    """With and without gradients the model is the same, whatever stands in a layer's place."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d) and not name.isdecimal():
+                setattr(parent, name, REPLACED[replacement](layer).eval())
+    assert close(run(model), model(IMAGES).detach())
+
+
+def test_settings_of_layers_count(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and max(module.padding) > 0:
+            module.padding_mode = "replicate"
+            module._reversed_padding_repeated_twice = [n for n in reversed(module.padding) for _ in range(2)]
+        if hasattr(module, "act"):
+            module.act = F.relu
+    assert close(run(model), model(IMAGES).detach())
+
+
 @pytest.mark.parametrize("network", [DynamicBias(2, 16), PooledBias(2, (7, 7), None)])
 def test_kept_tables_follow_the_weights_and_who_changes_the_layers(network: nn.Module) -> None:
     sizes = ((3, 4),) if isinstance(network, DynamicBias) else ((4, 6), (2, 3))

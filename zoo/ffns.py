@@ -47,7 +47,7 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.gated:
             x, gate = cpu.linear_halves(self.fc1, x)
-            return cpu.linear(self.fc2, cpu.multiply(self._activated(x), gate))
+            return cpu.linear(self.fc2, cpu.multiply(self._activated(x), gate, self.fc1, self.dwconv or self.fc1))
         if self.dwconv is None:
             return cpu.linear(self.fc2, cpu.linear(self.fc1, x, self.act))
         return cpu.linear(self.fc2, self._activated(cpu.linear(self.fc1, x)))

@@ -246,3 +246,30 @@ def test_a_file_of_another_origin_has_no_checksum_to_fail(tmp_path: Path, state:
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert "sha256" in file.metadata()
     assert read_checkpoint(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"ema": {"decay": 0.99}},
+        {"model": {"name": "swin"}},
+        {"counts": collections.defaultdict(int, a=1, b=2)},
+        {"queue": collections.deque([1, 2, 3])},
+        {"counter": collections.Counter("abracadabra")},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_lies_beside_the_weights_does_not_matter(tmp_path: Path, beside: dict) -> None:
+    model = zoo.create_model("nat_mini", num_classes=3)
+    torch.save({"state_dict": model.state_dict(), **beside}, tmp_path / "run.pth")
+    found = zoo.create_model("nat_mini", checkpoint=tmp_path / "run.pth")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
+    knot: dict = {"a": 1}
+    for _ in range(8):
+        knot = dict.fromkeys("abcdefgh", knot)
+    knot["self"] = knot
+    with pytest.raises(zoo.CheckpointError):
+        zoo.convert_checkpoint(knot, "nat_mini")

@@ -10,18 +10,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from zoo.kernels.watched import watched
 from zoo.layers.activations import Activation, gelu_tanh
 from zoo.layers.conv import convolve, pad_same, same_padding
-from zoo.layers.hooks import is_hooked
-from zoo.layers.norm import apply_norm, folded, scale_and_shift
+from zoo.layers.hooks import all_are_hooked, is_hooked
+from zoo.layers.norm import apply_norm, folded, is_foldable, scale_and_shift
 
 MANY = 1024
 """Positions from which on a linear layer is faster as a convolution."""
 
-_KINDS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Identity, nn.ReLU, nn.Sequential, nn.ModuleList)
+_KINDS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Identity)
 _FORWARDS = {kind: kind.forward for kind in _KINDS}
 _IN_PLACE: dict[Activation, Activation] = {
     F.gelu: torch.ops.aten.gelu_,
@@ -32,7 +31,7 @@ _IN_PLACE: dict[Activation, Activation] = {
 
 def linear(layer: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(layer(x)) of a linear layer on (..., C)."""
-    if not bare(x, layer):
+    if type(layer) is not nn.Linear or not bare(x, layer):
         return _activated(layer(x), act)
     return _activated(_product(x, layer.weight, layer.bias), act, in_place=True)
 
@@ -42,7 +41,7 @@ def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
     As two products both are contiguous, which the convolution or product behind them would otherwise make them.
     """
-    if not bare(x, layer) or layer.bias is None:
+    if type(layer) is not nn.Linear or layer.bias is None or not bare(x, layer):
         first, second = layer(x).chunk(2, dim=-1)
         return first, second
     weights = zip(layer.weight.chunk(2), layer.bias.chunk(2), strict=True)
@@ -52,7 +51,7 @@ def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def conv(layer: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(layer(x)) of a convolution on (B, H, W, C)."""
-    return _activated(convolve(layer, x), act, in_place=bare(x, layer))
+    return _activated(convolve(layer, x), act, in_place=type(layer) is nn.Conv2d and bare(x, layer))
 
 
 def conv_norm(
@@ -63,7 +62,7 @@ def conv_norm(
     A batch norm in evaluation mode becomes part of the kernel, as long as that is smaller than the map (2 of 12 ms of
     MaxViT's first block); so does the odd zero of the padding, without a padded copy of the map.
     """
-    if not bare(x, layer, norm):
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or not bare(x, layer, norm):
         return _activated(apply_norm(norm, convolve(layer, pad_same(x, layer) if same else x)), act)
     weight, bias, padding = layer.weight, layer.bias, layer.padding
     folds = _folds(norm) and weight.numel() <= x.numel()
@@ -80,34 +79,36 @@ def conv_norm(
 
 def linear_norm(layer: nn.Module, norm: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(norm(layer(x))) of a linear layer on (B, H, W, C); a batch norm in evaluation mode becomes part of it."""
-    if not bare(x, layer, norm) or not _folds(norm):
-        return _activated(apply_norm(norm, layer(x)), act, in_place=bare(x, layer, norm))
+    if type(norm) is nn.Identity and _is_plain(norm):
+        return linear(layer, x, act)
+    if type(layer) is not nn.Linear or not _folds(norm) or not bare(x, layer, norm):
+        return _activated(apply_norm(norm, layer(x)), act)
     return _activated(_product(x, *folded(layer, norm)), act, in_place=True)
 
 
 def normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """norm(x) of (B, H, W, C)."""
-    if not bare(x, norm) or not _folds(norm):
+    if not _folds(norm) or not bare(x, norm):
         return apply_norm(norm, x)
     scale, shift = scale_and_shift(norm)
     return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 def multiply(x: torch.Tensor, gate: torch.Tensor, *readers: nn.Module) -> torch.Tensor:
-    """x times a gate, broadcast to it, for an x that the caller has computed and no module but `readers` has seen."""
+    """x times a gate, broadcast to it. The caller has just computed x, and given it to the modules `readers` alone."""
     unseen = bare(x) and not any(map(is_hooked, readers))
     return x.mul_(gate) if unseen and x.dtype == gate.dtype else x * gate
 
 
 def bare(x: torch.Tensor, *layers: nn.Module) -> bool:
-    """Whether nobody could tell if `layers` were called: plain layers of PyTorch on the CPU, in inference.
+    """Whether skipping the calls of `layers` changes nothing that anyone can observe: in inference on a CPU.
 
     Not where gradients are recorded, programs are traced, a transform or a mode is at work, or a layer has hooks, a
     forward or parameters of somebody else's.
     """
     if torch.is_grad_enabled() or type(x) is not torch.Tensor or x.device.type != "cpu" or watched():
         return False
-    return not _has_any_global_hook() and all(map(_is_plain, layers))
+    return not all_are_hooked() and all(map(_is_plain, layers))
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -118,7 +119,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _folds(norm: nn.Module) -> bool:
-    return type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
+    return type(norm) is nn.BatchNorm2d and not norm.training and is_foldable(norm)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -135,4 +136,4 @@ def _activated(x: torch.Tensor, act: Activation | None, in_place: bool = False) 
     """In place because a hidden layer is the largest tensor of most blocks, and fresh memory costs as much as act."""
     if act is None:
         return x
-    return _IN_PLACE[act](x) if in_place else act(x)
+    return _IN_PLACE.get(act, act)(x) if in_place else act(x)

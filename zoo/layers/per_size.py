@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
+from threading import RLock
 from typing import Any
 
 import torch
@@ -21,18 +22,21 @@ def per_size(build: Callable[..., Any]) -> Callable[..., Any]:
     place: a tensor from outside would tie a graph to one size, and one from inside is of no use to others.
     """
     kept: OrderedDict[tuple, Any] = OrderedDict()
+    lock = RLock()
 
     @wraps(build)
     def get(*numbers: Any, device: torch.device) -> Any:
         if device.type == "meta" or watched():
             return build(*numbers, device=device)
         key = (*numbers, device)
-        if key not in kept:
-            with torch.inference_mode(False), torch.no_grad():
-                kept[key] = build(*numbers, device=device)
+        with lock:
+            table = kept.pop(key, None)
+            if table is None:
+                with torch.inference_mode(False), torch.no_grad():
+                    table = build(*numbers, device=device)
+            kept[key] = table
             while len(kept) > _KEPT:
                 kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
+        return table
 
     return get

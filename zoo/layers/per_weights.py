@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo.layers import cpu
+from zoo.layers.hooks import is_hooked
 
 
 def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -26,7 +27,9 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     @wraps(compute)
     def get(self: nn.Module, *sizes_and_like: Any) -> torch.Tensor:
         *sizes, like = sizes_and_like
-        if not cpu.bare(like, *(inner for inner in self.modules() if inner is not self)):
+        inner = [module for module in self.modules() if module is not self]
+        weighted = [module for module in inner if module._parameters]
+        if not cpu.bare(like, *weighted) or any(map(is_hooked, inner)):
             return compute(self, *sizes, like)
         parameters = list(self.parameters())
         key = (*sizes, like.dtype, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))

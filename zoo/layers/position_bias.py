@@ -175,7 +175,8 @@ class PooledBias(nn.Module):
         """The bias of all distances that occur, (heads, vertical, horizontal)."""
         sides = zip(queries, keys, self.pretrained, strict=True)
         down, right = (pooled_distances(*side, device=like.device)[0].to(like.dtype) for side in sides)
-        if cpu.bare(down, self.fc1, self.fc2):
+        linear = type(self.fc1) is type(self.fc2) is nn.Linear and self.fc1.bias is not None
+        if linear and cpu.bare(down, self.fc1, self.fc2):
             return self._table_in_parts(down, right)
         pairs = torch.stack(torch.broadcast_tensors(down[:, None], right), dim=-1)
         return self.fc2(F.relu(self.fc1(pairs))).permute(2, 0, 1)

@@ -49,6 +49,8 @@ def from_picture(image: Image.Image, channels: int) -> torch.Tensor:
     values = values[:, :, None] if values.ndim == 2 else values
     if values.shape[2] != channels:
         raise ValueError(f"{_channels(values.shape[2])}, {image.mode}, expected {channels}")
+    if image.mode == "I" and values.max(initial=0) > 65535:
+        raise ValueError(f"values up to {values.max()}, expected at most 65535: grey of 16 bits")
     return _scaled(values, {"I": 65535, "F": 1}.get(image.mode[0], 255))
 
 

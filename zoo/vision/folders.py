@@ -29,10 +29,14 @@ def extensions(channels: int = 3) -> tuple[str, ...]:
 def files_below(folder: Path) -> list[Path]:
     """The files in a folder and in those below it, in torchvision's order: folder by folder, each sorted by name."""
     found = {}
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
         found[place] = [Path(place, name) for name in sorted(files) if not is_hidden(name)]
     return [path for place in sorted(found) for path in found[place]]
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def images_below(folder: Path, channels: int = 3) -> list[Path]:

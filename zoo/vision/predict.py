@@ -13,11 +13,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
 from zoo.errors import CheckpointError
-from zoo.models import convert_checkpoint, create_model, split_tag
+from zoo.models import create_model, split_tag
 from zoo.stored import describes_itself, is_stored
-from zoo.timm_models import CLASSIFIER
 from zoo.vision.images import input_config
-from zoo.weights.files import read_checkpoint
 
 DEFAULT = "davit_tiny"
 
@@ -56,8 +54,7 @@ def load_classifier(
         )
     if checkpoint is None:
         return create_model(name, pretrained=True).eval()
-    state = convert_checkpoint(read_checkpoint(checkpoint), name)
-    return create_model(name, checkpoint=state, num_classes=len(state[f"{CLASSIFIER}.weight"])).eval()
+    return create_model(name, checkpoint=checkpoint).eval()
 
 
 def is_trained(name: str, pretrained: bool, checkpoint: str | PathLike[str] | None) -> bool:

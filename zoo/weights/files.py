@@ -123,7 +123,8 @@ def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
     if not isinstance(content, Mapping):
         return None
     inner = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping) and value]
-    raw, averaged = ([key for key in keys if key in inner] for keys in (RAW, AVERAGED))
+    holding = [key for key in inner if _has_tensors(content[key])]
+    raw, averaged = ([key for key in keys if key in holding] for keys in (RAW, AVERAGED))
     if raw and averaged:
         taken, other = (averaged[0], raw[0]) if use_ema else (raw[0], averaged[0])
         _logger.warning("%s: %r is taken, and not %r; see use_ema", source, taken, other)
@@ -132,17 +133,22 @@ def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
         return (raw + averaged)[0]
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         return None
-    inner = [key for key in inner if _has_tensors(content[key])]
-    if len(inner) > 1:
-        raise CheckpointError(f"{source}: holds tensors under {', '.join(map(shorten, inner[:5]))}: pass one of them")
-    return inner[0] if inner else None
+    if len(holding) > 1:
+        raise CheckpointError(f"{source}: holds tensors under {', '.join(map(shorten, holding[:5]))}: pass one of them")
+    return holding[0] if holding else None
 
 
-def _has_tensors(content: Any, depth: int = 0) -> bool:
+def _has_tensors(content: Any) -> bool:
     """Whether names lead to tensors; an optimiser numbers its own."""
-    if not isinstance(content, Mapping) or depth > _DEEPEST or not all(isinstance(key, str) for key in content):
-        return False
-    return any(isinstance(value, torch.Tensor) or _has_tensors(value, depth + 1) for value in content.values())
+    pending, seen = [content], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            return True
+        if isinstance(value, Mapping) and id(value) not in seen and all(isinstance(key, str) for key in value):
+            seen.add(id(value))
+            pending += value.values()
+    return False
 
 
 def _is_beside(key: Any, value: Any) -> bool:
@@ -157,7 +163,8 @@ def _is_beside(key: Any, value: Any) -> bool:
 def _check(key: Any, value: Any, source: str) -> None:
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{source}: {shorten(key)} is {_kind(value)}, expected a tensor")
-    if value.layout is not torch.strided or value.is_quantized or value.numel() * value.element_size() > _held(value):
+    odd = value.layout is not torch.strided or value.is_nested or value.is_quantized
+    if odd or value.numel() * value.element_size() > _held(value):
         raise CheckpointError(f"{source}: {shorten(key)} claims {tuple(value.shape)}, more numbers than it holds")
     if value.dtype not in NUMBERS:
         raise CheckpointError(

@@ -28,8 +28,9 @@ BUILTIN_TYPES = {
 }
 _LEGACY_PICKLES = 4
 """A file of PyTorch before 1.6 begins with a magic number, a version, a description of the machine and the content."""
-_FILLED = {"SETITEM": OrderedDict, "append to lists": list}
-"""What PyTorch says of something that is filled and must not be, and what it may be."""
+_FILLED = {"SETITEM": OrderedDict, "item assignment": OrderedDict, "append to lists": list, "extend lists": list}
+"""Words of the errors, in all versions of PyTorch, about something that a file fills though it can hold nothing, and
+what has to stand there instead."""
 _one_at_a_time = Lock()
 
 
@@ -49,7 +50,8 @@ class StandIn:
 def load(path: Path) -> Any:
     """What a file of `torch.save` holds, on the CPU, with a `StandIn` for everything that PyTorch has no part in.
 
-    Nothing that the file names is imported or called: `torch.load(weights_only=True)` gets a stand-in by every name.
+    Nothing that the file names is imported or called, but for what PyTorch itself calls safe and what its user has
+    added to that: `torch.load(weights_only=True)` gets a stand-in by every other name.
 
     Raises:
         CheckpointError: if an archive is not what was written, or the file wants something of Python's library that is
@@ -71,9 +73,12 @@ def _load(path: Path, stand_ins: dict[str, type]) -> Any:
     with _one_at_a_time, torch.serialization.safe_globals([(cls, name) for name, cls in stand_ins.items()]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            filled = [name for name, cls in stand_ins.items() if f"got {cls}" in str(error)]
-            kind = next((kind for said, kind in _FILLED.items() if said in str(error)), None)
+        except (pickle.UnpicklingError, TypeError) as error:
+            said = str(error)
+            filled = [
+                name for name, cls in stand_ins.items() if f"got {cls}" in said or f"'{cls.__name__}' object" in said
+            ]
+            kind = next((kind for words, kind in _FILLED.items() if words in said), None)
             if kind is None or not filled:
                 raise
     return _load(path, stand_ins | {name: _container(name, kind) for name in filled})
@@ -122,7 +127,7 @@ def _named(file: IO[bytes]) -> set[tuple[str, str]]:
                 found.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
             elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
                 found.add((strings[-2], strings[-1]))
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         pass
     return found
 
