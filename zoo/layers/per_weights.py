@@ -13,6 +13,9 @@ from torch import nn
 from zoo.layers import cpu
 from zoo.layers.hooks import is_hooked
 
+WITHOUT_WEIGHTS = (nn.ModuleList, nn.ReLU, nn.Sequential)
+"""Classes whose instances compute the same as long as what is inside them does: not those of adapters."""
+
 
 def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A decorator of a method `compute(self, *sizes, like)` of a module.
@@ -28,8 +31,8 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     def get(self: nn.Module, *sizes_and_like: Any) -> torch.Tensor:
         *sizes, like = sizes_and_like
         inner = [module for module in self.modules() if module is not self]
-        weighted = [module for module in inner if module._parameters]
-        if not cpu.bare(like, *weighted) or any(map(is_hooked, inner)):
+        layers = [module for module in inner if type(module) not in WITHOUT_WEIGHTS]
+        if not cpu.bare(like, *layers) or any(map(is_hooked, inner)):
             return compute(self, *sizes, like)
         parameters = list(self.parameters())
         key = (*sizes, like.dtype, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
