@@ -58,10 +58,7 @@ def library() -> tuple[ctypes.CDLL, str]:
         except (OSError, subprocess.CalledProcessError) as error:
             failure = error
             if place:
-                note = (
-                    f"the C++ kernels cannot be kept in {place} ({_first_line(error)}), so every process builds them "
-                    "anew; set ZOO_HOME to a folder that can be written"
-                )
+                note = _not_kept(error, f" in {place}")
     raise CannotBuildError(
         f"the C++ kernels do not build with {shlex.join(compiler)}: {_first_line(failure)}; set CXX to a compiler of "
         "C++17 that knows OpenMP, as GCC does, and TMPDIR to a folder that can be written"
@@ -83,10 +80,14 @@ def _kept(key: str) -> tuple[Path | None, str]:
     try:
         return cache().absolute() / f"{key}.so", ""
     except (RuntimeError, OSError) as error:
-        return None, (
-            f"the C++ kernels cannot be kept ({_first_line(error)}), so every process builds them anew; set ZOO_HOME "
-            "to a folder that can be written"
-        )
+        return None, _not_kept(error)
+
+
+def _not_kept(error: Exception, where: str = "") -> str:
+    return (
+        f"the C++ kernels cannot be kept{where} ({_first_line(error)}), so every process builds them anew; "
+        "set ZOO_HOME to a folder that can be written"
+    )
 
 
 @contextmanager

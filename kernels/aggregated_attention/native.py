@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
-from zoo.kernels.sizes import always
+from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many_keys, zeros
 
 MOST_PARTS = 4
 """Tasks of a head, in the backward pass; each has a gradient of the biases of its own."""
 
-MOST_KEYS = 2**18
-"""Of a query: their rows are gathered side by side, and counted by 32-bit numbers."""
-
 
 def limit(pooled_k: torch.Tensor, size: int) -> str:
     """Why a query has too many keys for the C++ kernels; empty if it has not."""
-    keys = pooled_k.shape[1] * pooled_k.shape[2] + size**2
-    return f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}" if always(keys > MOST_KEYS) else ""
+    return too_many_keys(pooled_k.shape[1] * pooled_k.shape[2] + size**2)
 
 
 def forward(

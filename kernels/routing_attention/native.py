@@ -5,18 +5,13 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.checks import as_pair
-from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
-from zoo.kernels.sizes import always
-
-MOST_KEYS = 2**18
-"""Of a query: their rows are gathered side by side, and counted by 32-bit numbers."""
+from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many_keys, zeros
 
 
 def limit(region: int | tuple[int, int], routes: torch.Tensor) -> str:
     """Why a query has too many keys for the C++ kernels; empty if it has not."""
     height, width = as_pair(region, "region")
-    keys = height * width * routes.shape[2]
-    return f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}" if always(keys > MOST_KEYS) else ""
+    return too_many_keys(height * width * routes.shape[2])
 
 
 def check_routes(routes: torch.Tensor) -> None:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.checks import as_pair
-from zoo.kernels.native import as_float, call, empty, numbers, strides, zeros
+from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many_keys, zeros
 
 MOST_PARTS = 64
 """Tasks of a head, in the backward pass."""
-
-MOST_TOKENS = 2**18
-"""Of a group: their rows are gathered side by side, and counted by 32-bit numbers."""
 
 
 def limit(size: int | tuple[int, int]) -> str:
     """Why groups of a size are too large for the C++ kernels; empty if they are not."""
     height, width = as_pair(size, "size")
-    tokens = height * width
-    return f"the C++ kernels take groups of at most {MOST_TOKENS} tokens, not {tokens}" if tokens > MOST_TOKENS else ""
+    return too_many_keys(height * width)
 
 
 def forward(

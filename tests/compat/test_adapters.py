@@ -50,7 +50,7 @@ def test_dynamic_quantisation_quantises_every_linear_layer(model: nn.Module) -> 
 
 
 def test_torchao_quantises_weights(model: nn.Module) -> None:
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = pytest.importorskip("torchao.quantization", reason="not for every PyTorch that Python 3.10 has")
     before = run(model)
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     assert 0 < distance(run(model), before) < 0.3

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
@@ -52,6 +55,8 @@ def test_torchinfo(model: nn.Module) -> None:
     assert len(seen.summary_list) > 50
 
 
-def test_tensorboard_draws_the_graph(model: nn.Module, tmp_path: object) -> None:
+def test_tensorboard_draws_the_graph(model: nn.Module, tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_graph(model, ONE)
+    graph = EventAccumulator(str(tmp_path)).Reload().Graph()
+    assert any("Backbone/Stage[3]/" in node.name for node in graph.node)

@@ -119,7 +119,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _folds(norm: nn.Module) -> bool:
-    return type(norm) is nn.BatchNorm2d and not norm.training and is_foldable(norm)
+    return is_foldable(norm) and not norm.training
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -46,9 +46,9 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def is_foldable(norm: nn.BatchNorm2d) -> bool:
-    """Whether `norm` has statistics, a scale and a shift."""
-    return norm.running_mean is not None and norm.weight is not None
+def is_foldable(norm: nn.Module) -> bool:
+    """Whether `norm` is a batch norm with statistics, a scale and a shift."""
+    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.weight is not None
 
 
 def folded(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +62,7 @@ def folded(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Te
 @torch.no_grad()
 def fold_behind(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
     """Put the batch norm behind a convolution or linear layer into its weights; what is left of the norm."""
-    if type(norm) is not nn.BatchNorm2d or not is_foldable(norm):
+    if not is_foldable(norm):
         return norm
     weight, bias = folded(layer, norm)
     layer.weight.copy_(weight)
@@ -73,7 +73,7 @@ def fold_behind(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
 @torch.no_grad()
 def fold_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
     """Put the batch norm of a linear layer's input into its weights; what is left of the norm."""
-    if type(norm) is not nn.BatchNorm2d or not is_foldable(norm):
+    if not is_foldable(norm):
         return norm
     scale, shift = scale_and_shift(norm)
     bias = linear.weight.to(shift.dtype) @ shift

@@ -46,16 +46,11 @@ class PositionBias(nn.Module):
         return offsets.index_select(1, offset_index(*size, device=offsets.device)).unflatten(1, (tokens, tokens))
 
 
-class TableBias(PositionBias):
-    """A learned table (heads, 2h-1, 2w-1) for windows of `size`, drawn from a normal distribution of std 0.02.
+class TableBias(PositionBias, OffsetTable):
+    """An `OffsetTable` as a bias of pairs.
 
     For a window of another size the table is resized bicubically, as Swin's and NAT's authors do.
     """
-
-    def __init__(self, heads: int, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
-        nn.init.trunc_normal_(self.table, std=0.02)
 
     def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         table, shape = self.table, (2 * size[0] - 1, 2 * size[1] - 1)
