@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-import zoo.timm_models  # noqa: F401 - registers the encoders
+import zoo
 from tests.conftest import cut
 
 NARROW = {
@@ -60,3 +60,14 @@ def test_settings_reach_the_encoder() -> None:
     """Keyword arguments of an encoder are configuration keys."""
     model = segmenter("Unet", "dinat_mini", **{"stages.2.depth": 2})
     assert len(model.encoder.model.model.stages[2].blocks) == 2
+
+
+def test_an_encoder_gives_its_weights_back() -> None:
+    """For other uses of a backbone that was trained with a segmenter, by its own state or the whole segmenter's."""
+    model = segmenter("Unet", "dinat_mini")
+    pyramid = zoo.create_model("dinat_mini", features_only=True, checkpoint=model.state_dict())
+    assert all(
+        torch.equal(value, model.state_dict()[f"encoder.model.{key}"]) for key, value in pyramid.state_dict().items()
+    )
+    again = zoo.create_model("dinat_mini", features_only=True, checkpoint=model.encoder.state_dict())
+    assert all(torch.equal(value, pyramid.state_dict()[key]) for key, value in again.state_dict().items())

@@ -12,6 +12,7 @@ import logging
 import pathlib
 import pickle
 import subprocess
+import tarfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,47 @@ def test_averages(state: dict) -> None:
     both |= {f"ema_model.module.{key}": value for key, value in other.state_dict().items()}
     assert_holds(model(checkpoint=both), other.state_dict())
     assert_holds(model(checkpoint=both, use_ema=False), state)
+
+
+def test_storages_that_a_file_does_not_hold_are_not_made_up(tmp_path: Path) -> None:
+    """PyTorch's older reader leaves their numbers as memory is."""
+    file = tmp_path / "last.pth"
+    torch.save({"a.b": torch.ones(3), "c.d": torch.ones(5)}, file, _use_new_zipfile_serialization=False)
+    assert set(read_checkpoint(file)) == {"a.b", "c.d"}
+    with file.open("rb") as content:
+        for _ in range(4):
+            pickle._Unpickler.load(Numbered(content))
+        before = file.read_bytes()[: content.tell()]
+        keys = pickle.load(content)
+        rest = content.read()
+    file.write_bytes(before + pickle.dumps(keys[:1], protocol=2) + rest[:20])
+    with pytest.raises(zoo.CheckpointError, match=r"damaged.*storages"):
+        read_checkpoint(file)
+
+
+class Numbered(pickle._Unpickler):
+    """Passes a pickle of PyTorch by."""
+
+    def persistent_load(self, saved: tuple) -> torch.UntypedStorage:
+        return torch.storage.TypedStorage(5, dtype=torch.float32, device="cpu")
+
+
+def test_other_files_of_pytorch_are_called_by_their_names(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(zoo.CheckpointError, match=r"TorchScript.*torch\.jit\.load"):
+        read_checkpoint(tmp_path / "script.pt")
+    (tmp_path / "storages").write_bytes(b"")
+    with tarfile.open(tmp_path / "old.tar", "w") as archive:
+        archive.add(tmp_path / "storages")
+    with pytest.raises(zoo.CheckpointError, match="tar archive"):
+        read_checkpoint(tmp_path / "old.tar")
+
+
+def test_what_a_file_sets_on_a_tensor_is_not_asked(tmp_path: Path, state: dict) -> None:
+    for value in state.values():
+        value.numel = None
+    torch.save(state, tmp_path / "last.pth")
+    assert_holds(model(checkpoint=tmp_path / "last.pth"), state)
 
 
 @pytest.mark.parametrize("level_norm", [False, True])

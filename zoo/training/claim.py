@@ -49,8 +49,7 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            (output / LOCK).unlink(missing_ok=True)
-            lock.release()
+            lock.release()  # and its file stays: another process may be waiting for it
 
 
 def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:

@@ -46,8 +46,9 @@ def check_single_images(model: nn.Module, shape: tuple[int, int, int]) -> None:
         return
     weight, training = next(model.parameters()), model.training
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with norms_explained(), torch.random.fork_rng(devices=[]):
-        model.train()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+    device = weight.device
+    with norms_explained(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.train()(torch.zeros(1, *shape, device=device, dtype=weight.dtype))
     model.train(training)
     for name, buffer in model.named_buffers():
         buffer.copy_(before[name])

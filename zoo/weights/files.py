@@ -105,7 +105,7 @@ def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> F
         )
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source}: holds {shorten(content)}, expected parameter names and tensors")
-    tensors = {key: value for key, value in content.items() if not _is_beside(key, value)}
+    tensors = {key: _plain(value) for key, value in content.items() if not _is_beside(key, value)}
     if not tensors:
         raise CheckpointError(f"{source}: holds {shorten(list(content))}, expected parameter names and tensors")
     for key, value in tensors.items():
@@ -157,7 +157,17 @@ def _is_beside(key: Any, value: Any) -> bool:
         return False
     if not isinstance(key, str) or "." not in key or isinstance(value, _BESIDE):
         return True
-    return type(value).__module__.partition(".")[0] in _BESIDE_OF and getattr(value, "ndim", 0) == 0
+    return _root(value) in _BESIDE_OF and getattr(value, "ndim", 0) == 0
+
+
+def _root(value: Any) -> str:
+    """The package of a value's class."""
+    return type(value).__module__.partition(".")[0]
+
+
+def _plain(value: Any) -> Any:
+    """A tensor without gradients and without what a file has set on it, such as another `numel`; all else as it is."""
+    return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) else value
 
 
 def _check(key: Any, value: Any, source: str) -> None:
@@ -176,7 +186,7 @@ def _check(key: Any, value: Any, source: str) -> None:
 def _is_module(value: Any) -> bool:
     """Whether a value is, or in its file was, no data but a model itself."""
     return isinstance(value, torch.nn.Module) or (
-        isinstance(value, unpickle.StandIn) and not type(value).__module__.startswith((*_BESIDE_OF, "argparse"))
+        isinstance(value, unpickle.StandIn) and _root(value) not in (*_BESIDE_OF, "argparse")
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import pickletools
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
+from tarfile import is_tarfile
 from threading import Lock
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -26,8 +26,9 @@ BUILTIN_TYPES = {
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range"),
     *("set", "slice", "str", "tuple", "type"),
 }
-_LEGACY_PICKLES = 4
-"""A file of PyTorch before 1.6 begins with a magic number, a version, a description of the machine and the content."""
+_LEGACY_PICKLES = 5
+"""A file of PyTorch before 1.6 begins with a magic number, a version, a description of the machine, the content and the
+keys of the storages that follow."""
 _FILLED = {"SETITEM": OrderedDict, "item assignment": OrderedDict, "append to lists": list, "extend lists": list}
 """Words of the errors, in all versions of PyTorch, about something that a file fills though it can hold nothing, and
 what has to stand there instead."""
@@ -58,6 +59,7 @@ def load(path: Path) -> Any:
             no data, such as `os.system`.
         Exception: of any kind, if the file is damaged.
     """
+    _check_kind(path)
     _check_archive(path)
     names = _globals(path)
     if code := sorted(name for name in names if _runs_code(*name)):
@@ -84,13 +86,11 @@ def _load(path: Path, stand_ins: dict[str, type]) -> Any:
     return _load(path, stand_ins | {name: _container(name, kind) for name in filled})
 
 
-@cache
 def stand_in(module: str, name: str) -> type[StandIn]:
-    """The class in place of another, under its name."""
+    """A class in place of another, under its name."""
     return type(name, (StandIn,), {"__module__": module, "__qualname__": name})
 
 
-@cache
 def _container(name: str, kind: type) -> type:
     """A class in place of a mapping or a list, whose instances are plain ones."""
     return type(name, (), {"__new__": lambda cls, *args: kind()})
@@ -105,31 +105,77 @@ def _runs_code(module: str, name: str) -> bool:
 
 
 def _globals(path: Path) -> set[tuple[str, str]]:
-    """Module and name of everything that a file refers to, under today's names; nothing is unpickled."""
+    """Module and name of everything that a file refers to, under today's names.
+
+    Raises:
+        CheckpointError: if storages of a file of before 1.6 do not follow, for PyTorch would leave them as memory is.
+    """
     if is_zipfile(path):
         with ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            return {found for member in members for found in _named(archive.open(member))}
+            return {found for member in members for found in _Names(archive.open(member)).read().names}
     with path.open("rb") as file:
-        return {found for _ in range(_LEGACY_PICKLES) for found in _named(file)}
+        *before, content, keys = [_Names(file).read() for _ in range(_LEGACY_PICKLES)]
+    if content.storages != set(keys.content or ()):
+        raise CheckpointError(f"{path}: is damaged: the storages that it refers to are not those that it holds")
+    return {found for part in (*before, content, keys) for found in part.names}
 
 
-def _named(file: IO[bytes]) -> set[tuple[str, str]]:
-    """The globals of the pickle that begins here; of one that breaks off, those before."""
-    found = set()
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if isinstance(argument, str) and opcode.name not in ("GLOBAL", "INST"):
-                strings.append(argument)
-            elif opcode.name in ("GLOBAL", "INST"):
-                module, _, name = argument.partition(" ")
-                found.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
-            elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
-                found.add((strings[-2], strings[-1]))
-    except ValueError:
+class _Nothing(StandIn):
+    """In place of everything that a pickle makes while only its names are asked for."""
+
+    def ignore(self, *args: Any) -> None:
         pass
-    return found
+
+    __setitem__ = append = extend = add = ignore
+
+
+class _Names(pickle._Unpickler):
+    """Goes through a pickle for the names and the storages in it; nothing is imported, nothing of the file is called.
+
+    Written in Python, unlike `pickle.Unpickler`, which makes room for as many marks as a file claims to set.
+
+    Attributes:
+        names: module and name of every global.
+        storages: keys of the storages whose numbers stand elsewhere in the file.
+        content: what the pickle holds, with `_Nothing` in place of objects; None if it breaks off.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.names: set[tuple[str, str]] = set()
+        self.storages: set[str] = set()
+        self.content: Any = None
+
+    def read(self) -> _Names:
+        """All of it, or as far as it goes."""
+        with suppress(Exception):  # a damaged one raises anything, and then PyTorch says what is wrong
+            self.content = self.load()
+        return self
+
+    def find_class(self, module: str, name: str) -> type[_Nothing]:
+        self.names.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
+        return _Nothing
+
+    def persistent_load(self, saved: Any) -> _Nothing:
+        self.storages.add(saved[2])
+        return _Nothing()
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what PyTorch writes that is no pickle of tensors, and what it no longer reads."""
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
+                raise CheckpointError(
+                    f"{path}: is a model of TorchScript, which holds code; open it with `torch.jit.load` and save its "
+                    "`state_dict()`"
+                )
+    elif is_tarfile(path):
+        raise CheckpointError(
+            f"{path}: is a tar archive, as PyTorch wrote before version 0.2, or with a checkpoint in it; unpack it, "
+            "or load it with the PyTorch that wrote it and save its `state_dict()`"
+        )
 
 
 def _check_archive(path: Path) -> None:
