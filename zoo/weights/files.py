@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.nn.parameter import is_lazy
 
 from zoo.errors import CheckpointError, shorten
 from zoo.weights import unpickle
@@ -167,12 +168,14 @@ def _root(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """A tensor without gradients and without what a file has set on it, such as another `numel`; all else as it is."""
-    return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) else value
+    return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) and not is_lazy(value) else value
 
 
 def _check(key: Any, value: Any, source: str) -> None:
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{source}: {shorten(key)} is {_kind(value)}, expected a tensor")
+    if is_lazy(value):
+        raise CheckpointError(f"{source}: {shorten(key)} has no shape yet: pass an image through its lazy module first")
     odd = value.layout is not torch.strided or value.is_nested or value.is_quantized
     if odd or value.numel() * value.element_size() > _held(value):
         raise CheckpointError(f"{source}: {shorten(key)} claims {tuple(value.shape)}, more numbers than it holds")
