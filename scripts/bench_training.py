@@ -112,9 +112,9 @@ def call(arguments: str) -> str:
 
 def pipeline_rate(data: Path, size: int, batch: int, workers: int) -> float:
     """Images per second of the training loader, with nothing behind it."""
-    from zoo.training.augmentation import training_transform
-    from zoo.training.data import open_splits
-    from zoo.training.loading import ImageSet, TrainingOrder, loader
+    from zoo.training.data.augmentation import training_transform
+    from zoo.training.data.loading import ImageSet, TrainingOrder, loader
+    from zoo.training.data.splits import open_splits
     from zoo.training.recipe import load_recipe
 
     changes = {"model": "davit_tiny", "data": str(data), "auto_augment": None, "random_erasing": 0.0}

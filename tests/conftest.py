@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.catalog import load_config
+from zoo.config.catalog import load_config
 
 VARIANTS = zoo.list_models()
 PUBLISHED = [name for name in VARIANTS if not name.startswith("hybrid_")]

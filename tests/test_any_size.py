@@ -14,9 +14,9 @@ from torch.nn import functional as F
 import zoo
 from tests import golden
 from tests.conftest import SMALLEST
-from zoo.layers import cpu
-from zoo.layers.conv import convolve, least_padding, pad_same
-from zoo.mixers.window import WindowAttention
+from zoo.nn.layers import cpu
+from zoo.nn.layers.conv import convolve, least_padding, pad_same
+from zoo.nn.mixers.window import WindowAttention
 
 MODELS = {family: zoo.create_model(name, num_classes=11).eval() for family, name in SMALLEST.items()}
 

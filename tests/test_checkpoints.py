@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import zoo
 from tests import golden
-from zoo.config import KeySet
+from zoo.config.model import KeySet
 from zoo.weights.convert import convert
 from zoo.weights.keys import rename
 

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import zoo
-from zoo.cli import app
+from zoo.cli.main import app
 
 PHOTO = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
 SMALL = "maxvit_rmlp_pico_rw_256"
@@ -30,7 +30,7 @@ def run(*arguments: str, fails: bool = False) -> str:
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    code = "import sys; import zoo.cli; assert not {'torch', 'timm'} & set(sys.modules)"
+    code = "import sys; import zoo.cli.main; assert not {'torch', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     seconds = []
     for _ in range(3):

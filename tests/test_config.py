@@ -15,11 +15,11 @@ from torch import nn
 
 import zoo
 from tests.conftest import VARIANTS
-from zoo.backbone import Backbone
-from zoo.catalog import CONFIG_DIR, load_config
-from zoo.config import parse_model
+from zoo.config.catalog import CONFIG_DIR, load_config
+from zoo.config.model import parse_model
+from zoo.config.overrides import override
 from zoo.errors import Where
-from zoo.overrides import override
+from zoo.nn.backbone import Backbone
 
 TINY = {
     "family": "test",
@@ -254,7 +254,7 @@ def test_published_eps_and_activations(pattern: str, layernorm: set, batchnorm: 
     """Random weights cannot see these, so they are pinned to what the authors wrote."""
     import torch
 
-    from zoo.layers.activations import ACTIVATIONS
+    from zoo.nn.layers.activations import ACTIVATIONS
 
     for name in zoo.list_models(pattern):
         with torch.device("meta"):

@@ -13,18 +13,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import zoo
-from zoo.backbone import Backbone
-from zoo.cli import app
+from zoo.cli.main import app
+from zoo.explain import explain, grad_cam, receptive_field, rollout
+from zoo.explain.watch import Watched, branches, watch
 from zoo.kernels.recording import Call
-from zoo.vision import explain, grad_cam, receptive_field, rollout
+from zoo.nn.backbone import Backbone
 from zoo.vision.images import as_input
-from zoo.vision.watch import Watched, branches, watch
 
 PHOTO = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
 IMAGE = Image.open(PHOTO).convert("RGB").resize((211, 97))
 POINT = (130, 41)
 SMALL = "maxvit_rmlp_pico_rw_256"
-CONVOLUTIONS = {"zoo.mixers.mbconv", "zoo.mixers.dwconv"}
+CONVOLUTIONS = {"zoo.nn.mixers.mbconv", "zoo.nn.mixers.dwconv"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,7 +120,7 @@ def model(shallow: Backbone, family: str) -> Backbone:
 def test_every_attention_layer_is_explained_and_its_weights_sum_to_one(model: Backbone) -> None:
     found = explain(model, IMAGE, POINT)
     mixers = [(name, type(branch.fn).__module__) for name, branch, _ in branches(model)]
-    attention = [name for name, room in mixers if room.startswith("zoo.mixers.") and room not in CONVOLUTIONS]
+    attention = [name for name, room in mixers if room.startswith("zoo.nn.mixers.") and room not in CONVOLUTIONS]
     assert [layer.name for layer in found.layers] == attention
     for layer in found.layers:
         sums = [p.weights.sum(-1 if p.name == "channels" else (1, 2)) for p in layer.parts if p.name != "added"]

@@ -17,12 +17,12 @@ import zoo
 import zoo.timm_models
 from tests import golden
 from tests.conftest import SMALLEST
-from zoo.backbone import Backbone
-from zoo.catalog import load_config
-from zoo.cli import app
-from zoo.vision import ExportError, deployment, export
-from zoo.vision.export import capture, least_side
-from zoo.vision.runtimes import FORMATS, output_names
+from zoo.cli.main import app
+from zoo.config.catalog import load_config
+from zoo.export import ExportError, deployment, export
+from zoo.export.export import capture, least_side
+from zoo.export.runtimes import FORMATS, output_names
+from zoo.nn.backbone import Backbone
 
 SMALL = "davit_tiny"
 UNSEEN = [(1, 192, 128), (2, 113, 147)]
@@ -145,7 +145,7 @@ def test_timm_asks_for_exportable_models_too() -> None:
 
 
 def test_pooling_is_adaptive_average_pooling() -> None:
-    from zoo.mixers.aggregated import pooling
+    from zoo.nn.mixers.aggregated import pooling
 
     for length, pooled in [(14, 3), (53, 6), (7, 7), (9, 1)]:
         x = torch.randn(1, 2, length, dtype=torch.float64)

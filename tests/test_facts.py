@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import zoo
-import zoo.embeds
 import zoo.kernels
-from zoo.backbone import Backbone
-from zoo.catalog import family_of, load_config
-from zoo.layers.norm import apply_norm
-from zoo.mixers import aggregated, cosine, global_attention, hilo, neighborhood, routing, window
+import zoo.nn.embeds
+from zoo.config.catalog import family_of, load_config
+from zoo.nn.backbone import Backbone
+from zoo.nn.layers.norm import apply_norm
+from zoo.nn.mixers import aggregated, cosine, global_attention, hilo, neighborhood, routing, window
 
 NAMES = [name for name in zoo.list_models() if family_of(name) not in ("davit", "maxvit", "hybrid")]
 
@@ -204,7 +204,7 @@ def build(name: str) -> Backbone:
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Trace:
     trace = Trace()
-    for module in (aggregated, cosine, global_attention, hilo, neighborhood, routing, window, zoo.embeds):
+    for module in (aggregated, cosine, global_attention, hilo, neighborhood, routing, window, zoo.nn.embeds):
         for name in set(zoo.kernels.__all__) & set(vars(module)):
             monkeypatch.setattr(module, name, trace.stand_in(name))
     return trace

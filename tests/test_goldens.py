@@ -8,7 +8,7 @@ import torch
 import zoo
 from tests import golden
 from tests.conftest import PUBLISHED
-from zoo.mixers import routing
+from zoo.nn.mixers import routing
 
 LARGE = 100e6
 TOLERANCE = 3e-5

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import zoo.backbone
+import zoo.nn.backbone
 from tests.conftest import SMALLEST
-from zoo.catalog import CONFIG_DIR, family_of, load_config, shipped
-from zoo.config import NORMS
-from zoo.init import SCHEMES
-from zoo.layers.activations import ACTIVATIONS
-from zoo.registry import BRANCHES, EMBEDS, SHORTCUTS
+from zoo.config.catalog import CONFIG_DIR, family_of, load_config, shipped
+from zoo.config.model import NORMS
+from zoo.nn.init import SCHEMES
+from zoo.nn.layers.activations import ACTIVATIONS
+from zoo.nn.registry import BRANCHES, EMBEDS, SHORTCUTS
 from zoo.weights.transforms import TRANSFORMS
 
 ROOT = Path(zoo.__file__).parents[1]
@@ -135,7 +135,7 @@ def test_kernels_know_torch_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "zoo" / "mixers").glob("*.py")), ids=lambda p: p.name)
 def test_a_mixer_never_imports_another(path: Path) -> None:
-    others = {name for name in imports(path) if name.startswith("zoo.mixers")}
+    others = {name for name in imports(path) if name.startswith("zoo.nn.mixers")}
     assert path.name == "__init__.py" or not others
 
 

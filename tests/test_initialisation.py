@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import zoo
 from tests.conftest import PUBLISHED
-from zoo.catalog import family_of
-from zoo.embeds import DeformConv2d
+from zoo.config.catalog import family_of
+from zoo.nn.embeds import DeformConv2d
 
 Rule = Callable[[torch.Tensor, nn.Module], None]
 

@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 
 import zoo
 from tests import golden
-from zoo.backbone import Backbone
-from zoo.catalog import load_config
-from zoo.mixers.routing import RoutingAttention
+from zoo.config.catalog import load_config
+from zoo.nn.backbone import Backbone
+from zoo.nn.mixers.routing import RoutingAttention
 
 IMAGES = golden.images(2, 64, 96)
 ODD = golden.images(2, 97, 211)

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from tests import golden
-from zoo.layers import cpu
-from zoo.layers.position_bias import DynamicBias, PooledBias
+from zoo.nn.layers import cpu
+from zoo.nn.layers.position_bias import DynamicBias, PooledBias
 
 IMAGES = golden.images(2, 64, 96)
 PLAIN = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d}

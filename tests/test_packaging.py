@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_everything(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"zoo", wheel.name.rpartition("-py3")[0] + ".dist-info"}
-    for path in ["zoo/weights_manifest.yaml", "zoo/cli.py", *_sources()]:
+    for path in ["zoo/weights_manifest.yaml", "zoo/cli/main.py", *_sources()]:
         assert path in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -12,7 +12,7 @@ import zoo.timm_models
 from tests import golden
 from tests.conftest import SMALLEST
 from tests.test_goldens import assert_map
-from zoo.catalog import load_config
+from zoo.config.catalog import load_config
 
 PUBLISHED = sorted(name for name in SMALLEST.values() if name in golden.NAMES)
 DILATED = ("nat", "dinat")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.backbone import Backbone
-from zoo.catalog import load_config
+from zoo.config.catalog import load_config
+from zoo.nn.backbone import Backbone
 
 DIGESTS: dict[str, str] = json.loads((Path(__file__).parent / "state_dicts.json").read_text())
 

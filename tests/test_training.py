@@ -17,10 +17,10 @@ from torch import nn
 import zoo
 from tests import golden
 from tests.conftest import PUBLISHED, SMALLEST
-from zoo.backbone import Backbone
-from zoo.catalog import family_of, load_config
-from zoo.layers.drop_path import DropPath
-from zoo.layers.position_bias import MlpBias
+from zoo.config.catalog import family_of, load_config
+from zoo.nn.backbone import Backbone
+from zoo.nn.layers.drop_path import DropPath
+from zoo.nn.layers.position_bias import MlpBias
 
 RATES = {  # of stochastic depth, and who trained with it
     0.0: "maxvit_*",

@@ -1,6 +1,6 @@
 """zoo: hierarchical vision backbones from YAML, over one block library.
 
-The names below load on first use, so that `import zoo` is quick and stays free of torch and timm.
+The names and the packages below load on first use, so that `import zoo` is quick and stays free of torch and timm.
 """
 
 from __future__ import annotations
@@ -9,35 +9,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.version import __version__
 
 if TYPE_CHECKING:
-    from zoo.edit import freeze, fuse, resize_positions
-    from zoo.models import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
-    from zoo.param_groups import parameter_groups
+    from zoo import config, explain, export, kernels, models, nn, timm_models, training, vision, weights
+    from zoo.models.create import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
+    from zoo.models.edit import freeze, fuse, resize_positions
+    from zoo.models.param_groups import parameter_groups
 
-__version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "__version__",
+    "config",
     "convert_checkpoint",
     "create_model",
+    "explain",
+    "export",
     "freeze",
     "fuse",
+    "kernels",
     "list_models",
     "load_checkpoint",
     "model_info",
+    "models",
+    "nn",
     "parameter_groups",
     "resize_positions",
+    "timm_models",
+    "training",
+    "vision",
+    "weights",
 ]
-_ROOMS = dict.fromkeys(__all__, "zoo.models") | {
-    "freeze": "zoo.edit",
-    "fuse": "zoo.edit",
-    "parameter_groups": "zoo.param_groups",
-    "resize_positions": "zoo.edit",
+_HOMES = {
+    "convert_checkpoint": "zoo.models.create",
+    "create_model": "zoo.models.create",
+    "freeze": "zoo.models.edit",
+    "fuse": "zoo.models.edit",
+    "list_models": "zoo.models.create",
+    "load_checkpoint": "zoo.models.create",
+    "model_info": "zoo.models.create",
+    "parameter_groups": "zoo.models.param_groups",
+    "resize_positions": "zoo.models.edit",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module(_ROOMS[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    return importlib.import_module(f"zoo.{name}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,11 +23,11 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from zoo.backbone import Backbone
-from zoo.catalog import load_config, shipped
-from zoo.config import ModelConfig
-from zoo.embeds import input_convolutions
+from zoo.config.catalog import load_config, shipped
+from zoo.config.model import ModelConfig
 from zoo.errors import CheckpointError, ConfigError
+from zoo.nn.backbone import Backbone
+from zoo.nn.embeds import input_convolutions
 from zoo.weights.convert import Part
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import fit, nonfinite

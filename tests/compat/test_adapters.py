@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from tests.compat.conftest import IMAGES, LABELS, distance, run
-from zoo.ffns import Mlp
-from zoo.layers.position_bias import PooledBias
+from zoo.nn.ffns import Mlp
+from zoo.nn.layers.position_bias import PooledBias
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 

@@ -41,7 +41,9 @@ def test_every_attention_operation_is_recorded() -> None:
     for folder in Path(zoo.kernels.__file__).parent.glob("*_attention"):
         operation = getattr(zoo.kernels, folder.name)
         assert operation.__module__ == f"zoo.kernels.{folder.name}.api"
-        assert hasattr(operation, "__wrapped__"), f"{folder.name} lacks @recorded: zoo.vision.explain would not see it"
+        assert hasattr(operation, "__wrapped__"), (
+            f"{folder.name} lacks @recorded: zoo.explain.attention would not see it"
+        )
 
 
 def test_recording_leaves_compiled_graphs_whole() -> None:

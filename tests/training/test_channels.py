@@ -15,7 +15,7 @@ import zoo
 from tests.test_cli import run
 from tests.training.conftest import COLOURS
 from zoo.errors import ConfigError
-from zoo.training.augmentation import left_out, training_transform
+from zoo.training.data.augmentation import left_out, training_transform
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe, load_recipe
 from zoo.vision import load_classifier

@@ -15,12 +15,12 @@ import pytest
 import torchvision
 
 from tests.training.conftest import COLOURS, write_images
-from zoo.catalog import CONFIG_DIR
+from zoo.config.catalog import CONFIG_DIR
 from zoo.errors import ConfigError
-from zoo.training.classes import describe, read_list
-from zoo.training.data import Split, class_names, open_splits, open_validation
+from zoo.training.data.classes import describe, read_list
+from zoo.training.data.loading import NOTHING, TrainingOrder, ValidationOrder
+from zoo.training.data.splits import Split, class_names, open_splits, open_validation
 from zoo.training.engine import train
-from zoo.training.loading import NOTHING, TrainingOrder, ValidationOrder
 from zoo.training.recipe import Recipe
 from zoo.vision.images import decode
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.training.augmentation import training_transform
+from zoo.training.data.augmentation import training_transform
 from zoo.training.metrics import Metrics
 from zoo.training.randomness import drawn_from
 from zoo.training.recipe import load_recipe, parse_setting, pieces, recipes

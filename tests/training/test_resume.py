@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tests.training.conftest import TINY
 from zoo.errors import CheckpointError, ConfigError
 from zoo.training import engine
+from zoo.training.data.loading import ImageSet
 from zoo.training.engine import Interrupted, Run, train
-from zoo.training.loading import ImageSet
 from zoo.training.recipe import Recipe
 from zoo.weights.verified import read_verified, write_verified
 

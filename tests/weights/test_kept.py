@@ -15,11 +15,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import zoo
-import zoo.publish
+import zoo.models.publish
 import zoo.timm_models
 from tests.golden import Golden
-from zoo import recognise
-from zoo.cli import app
+from zoo.cli.main import app
+from zoo.models import recognise
 from zoo.weights import store
 from zoo.weights.download import sha256_of
 from zoo.weights.manifest import default_checkpoint
@@ -138,7 +138,7 @@ def test_two_files_are_compared_tensor_by_tensor(published: Path, tmp_path: Path
 def test_a_published_folder_loads_with_timm_and_zoo(published: Path, tmp_path: Path, options: dict) -> None:
     model = zoo.create_model(NAME, checkpoint=published, **options).eval()
     place = f"local-dir:{tmp_path / 'there'}"
-    zoo.publish.publish(model, place, ENTRY)
+    zoo.models.publish.publish(model, place, ENTRY)
     images = RECORD.images()
     with torch.inference_mode():
         expected = model(images)
@@ -153,7 +153,7 @@ def test_a_published_folder_loads_with_timm_and_zoo(published: Path, tmp_path: P
 def test_a_configuration_of_ones_own_is_published_with_it(tmp_path: Path) -> None:
     model = zoo.create_model("maxvit_rmlp_pico_rw_256", img_size=128, in_chans=1, **{"stages.2.depth": 2}).eval()
     place = f"local-dir:{tmp_path / 'there'}"
-    zoo.publish.publish(model, place)
+    zoo.models.publish.publish(model, place)
     images = torch.randn(1, 1, 128, 128)
     with torch.inference_mode():
         assert torch.equal(zoo.create_model(place).eval()(images), model(images))

@@ -55,11 +55,11 @@ print(json.dumps(errors))
 
 
 PUBLISH = """
-import sys, torch, zoo, zoo.publish, timm, zoo.timm_models
+import sys, torch, zoo, zoo.models.publish, timm, zoo.timm_models
 from tests.golden import Golden
 golden = Golden(sys.argv[1])
 model = zoo.create_model(sys.argv[1], checkpoint=golden.state_dict(), num_classes=7).eval()
-print(zoo.publish.publish(model, "hf-hub:me/mine"))
+print(zoo.models.publish.publish(model, "hf-hub:me/mine"))
 place, images = "hf-hub:me/mine", golden.images()
 with torch.inference_mode():
     assert torch.equal(timm.create_model(place, pretrained=True).eval()(images), model(images))

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.detection import FasterRCNN
 
 import zoo
-from zoo.publish import publish
+from zoo.models.publish import publish
 from zoo.vision import torchvision_backbone
 from zoo.weights.files import read_checkpoint
 from zoo.weights.verified import write_verified

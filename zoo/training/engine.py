@@ -13,11 +13,11 @@ from typing import Any
 from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
-from zoo.training.augmentation import left_out
 from zoo.training.claim import RECIPE, check_claim, claimed
+from zoo.training.data.augmentation import left_out
+from zoo.training.data.loading import NOTHING, Batch
 from zoo.training.evaluate import evaluate
 from zoo.training.interrupt import Interrupt
-from zoo.training.loading import NOTHING, Batch
 from zoo.training.metrics import Metrics
 from zoo.training.monitor import Monitor
 from zoo.training.problems import Problems

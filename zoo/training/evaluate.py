@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from zoo.training.loading import Batch, Note
+from zoo.training.data.loading import Batch, Note
 from zoo.training.metrics import Metrics
 
 

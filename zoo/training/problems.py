@@ -11,7 +11,7 @@ from typing import NoReturn
 from accelerate.utils import gather_object
 
 from zoo.errors import ConfigError
-from zoo.training.loading import Note
+from zoo.training.data.loading import Note
 from zoo.vision.folders import printable
 from zoo.weights.verified import write_text
 

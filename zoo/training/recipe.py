@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from zoo.catalog import CONFIG_DIR, parse_yaml, read_yaml
+from zoo.config.catalog import CONFIG_DIR, parse_yaml, read_yaml
+from zoo.config.schema import Count, Index, Positive, Range, Rate, Size, check_mapping, dataclass_from_yaml
 from zoo.errors import ConfigError, Where
-from zoo.schema import Count, Index, Positive, Range, Rate, Size, check_mapping, dataclass_from_yaml
 
 RECIPE_DIR = CONFIG_DIR / "recipes"
 Share = Annotated[float, Range(0.0, 1.0)]

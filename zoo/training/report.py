@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from zoo.models import create_model
-from zoo.training.data import Split
+from zoo.models.create import create_model
+from zoo.training.data.splits import Split
 from zoo.training.evaluate import evaluate
 from zoo.training.metrics import Metrics
 from zoo.training.problems import Problems

@@ -19,17 +19,17 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from zoo.backbone import Backbone
-from zoo.block import Block
-from zoo.catalog import shipped, tree_of
+from zoo.config.catalog import shipped, tree_of
 from zoo.errors import ConfigError, Where
-from zoo.models import backbone_of, create_model
-from zoo.param_groups import parameter_groups
-from zoo.training.augmentation import training_transform
-from zoo.training.classes import describe
-from zoo.training.data import Split, open_splits
-from zoo.training.digits import write_digits
-from zoo.training.loading import ImageSet, TrainingOrder, loader, validation_loader
+from zoo.models.create import backbone_of, create_model
+from zoo.models.param_groups import parameter_groups
+from zoo.nn.backbone import Backbone
+from zoo.nn.block import Block
+from zoo.training.data.augmentation import training_transform
+from zoo.training.data.classes import describe
+from zoo.training.data.digits import write_digits
+from zoo.training.data.loading import ImageSet, TrainingOrder, loader, validation_loader
+from zoo.training.data.splits import Split, open_splits
 from zoo.training.norms import check_single_images
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import Recipe, pieces

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from zoo import __version__
 from zoo.errors import CheckpointError
 from zoo.training.setup import Parts
+from zoo.version import __version__
 from zoo.weights.verified import read_verified, write_verified
 
 KEPT = 2

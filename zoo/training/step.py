@@ -10,7 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
-from zoo.training.loading import Batch
+from zoo.training.data.loading import Batch
 from zoo.training.norms import batch_norms, norms_explained
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import pieces

@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from zoo.errors import ConfigError
-from zoo.models import backbone_of
-from zoo.training.classes import imagenet_names
-from zoo.training.data import Split, class_names, open_validation
+from zoo.models.create import backbone_of
+from zoo.training.data.classes import imagenet_names
+from zoo.training.data.loading import validation_loader
+from zoo.training.data.splits import Split, class_names, open_validation
 from zoo.training.evaluate import evaluate
-from zoo.training.loading import validation_loader
 from zoo.training.problems import Problems
 from zoo.training.setup import make_accelerator
 from zoo.vision.images import input_config

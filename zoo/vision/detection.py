@@ -11,9 +11,9 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from zoo.config.schema import Range, check
 from zoo.errors import ConfigError, Where
-from zoo.models import backbone_of, create_model
-from zoo.schema import Range, check
+from zoo.models.create import backbone_of, create_model
 
 
 class TorchvisionBackbone(nn.Module):

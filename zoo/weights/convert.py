@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.config import KeySet
+from zoo.config.model import KeySet
 from zoo.errors import CheckpointError, ConfigError
 from zoo.weights import transforms
 from zoo.weights.files import is_average

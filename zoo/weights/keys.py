@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from zoo.config import KeySet
+from zoo.config.model import KeySet
 from zoo.errors import ConfigError
 
 _OPERATORS = {

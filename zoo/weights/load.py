@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch.nn import functional as F
 
-from zoo.config import KeySet
+from zoo.config.model import KeySet
 from zoo.weights.convert import check_tensors, convert
 
 _logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from zoo.catalog import CONFIG_DIR, read_yaml
+from zoo.config.catalog import CONFIG_DIR, read_yaml
+from zoo.config.schema import Count, Positive, check_fields, check_mapping
 from zoo.errors import Where
-from zoo.schema import Count, Positive, check_fields, check_mapping
 
 MANIFEST = CONFIG_DIR.parent / "weights_manifest.yaml"
 

@@ -18,8 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Remo
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from zoo import __version__
 from zoo.errors import CheckpointError
+from zoo.version import __version__
 from zoo.weights.download import Expected, check, download, sha256_of
 from zoo.weights.files import read_checkpoint
 from zoo.weights.home import folder_of

@@ -1,0 +1,54 @@
+"""`zoo benchmark`: how fast models are on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from zoo.cli.output import console, reported
+from zoo.errors import ConfigError
+
+PRECISIONS: dict[str, str | None] = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
+
+
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Variants, FILE.yaml or checkpoints of zoo train.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at once.")] = 8,
+    img_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images; the model's own if not given.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Also forward and backward pass in training mode.")] = False,
+    amp: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Images per second of models on the GPU, or on the CPU where there is none."""
+    with reported():
+        import torch
+
+        from zoo import create_model
+        from zoo.vision import measure_speed
+
+        if amp not in PRECISIONS:
+            raise ConfigError(f"--amp is {amp!r}, expected one of {', '.join(PRECISIONS)}")
+        precision = PRECISIONS[amp] and getattr(torch, PRECISIONS[amp])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        table = Table("model", "size", "images/s", "training images/s", "GiB", title=f"{device}, batch {batch_size}")
+        rows = []
+        for name in models:
+            model = create_model(name).to(device)
+            size = (img_size, img_size) if img_size else model.config.img_size
+            if compile:
+                model.compile()
+            found = measure_speed(model, batch_size, size, train, precision)
+            rows.append({"model": name, "device": device, "amp": amp, "compiled": compile, **asdict(found)})
+            cells = (found.forward, found.training, found.gigabytes)
+            table.add_row(name, f"{size[0]} x {size[1]}", *("" if n is None else f"{n:.4g}" for n in cells))
+        console.print(table)
+        if output:
+            output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

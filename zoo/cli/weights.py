@@ -1,0 +1,173 @@
+"""`zoo weights`: what is here, fetching, checking, converting, publishing."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Column, Table
+
+from zoo.cli.output import console, reported
+from zoo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from zoo.weights.manifest import Checkpoint
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Published weights on this machine.")
+
+Names = Annotated[list[str] | None, typer.Argument(help="Checkpoints or variants, as in 'dinat_*'; all if none.")]
+
+
+@app.command("list")
+def list_(names: Names = None) -> None:
+    """Every published checkpoint, and what is here of it."""
+    with reported():
+        from zoo.weights.status import summary
+
+        whole = [Column(header, no_wrap=True) for header in ("checkpoint", "here")]
+        table = Table(whole[0], "data", "size", "from", whole[1], "checksum", box=box.SIMPLE, pad_edge=False)
+        for entry in _chosen(names):
+            place = entry.hub or entry.host
+            known = "known" if entry.sha256 else "not seen"
+            table.add_row(entry.id, entry.data, str(entry.img_size), place, summary(entry), known)
+    console.print(table)
+
+
+@app.command()
+def fetch(names: Names = None) -> None:
+    """Download and convert checkpoints, so that `pretrained=True` needs no network."""
+    with reported():
+        from zoo.timm_models import published_tensors
+
+        failed = []
+        for entry in _chosen(names):
+            try:
+                published_tensors(entry)
+                console.print(f"{entry.id}: ready")
+            except CheckpointError as error:
+                failed.append(str(error))
+        if failed:
+            raise CheckpointError("\n".join(failed))
+
+
+@app.command()
+def verify(names: Names = None) -> None:
+    """Read every file that is here and compare it with the manifest."""
+    with reported():
+        from zoo.weights.status import verify
+
+        table = Table("checkpoint", "file", "checksum", "converted", box=box.SIMPLE, pad_edge=False)
+        found = [status for status in map(verify, _chosen(names)) if status.path or status.converted]
+        for status in found:
+            words = {"right": "as published", "unknown": "none known", "wrong": "WRONG", "absent": "-"}
+            table.add_row(
+                status.entry.id, str(status.path or "-"), words[status.state], "sound" if status.converted else "no"
+            )
+        console.print(table if found else "no weights are here")
+        if wrong := [str(status.path) for status in found if status.state == "wrong"]:
+            raise CheckpointError(f"not the published files; delete them and fetch again: {', '.join(wrong)}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint in any published form.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Its variant, or FILE.yaml:VARIANT.")],
+) -> None:
+    """A published checkpoint under our names, as safetensors."""
+    with reported():
+        from safetensors.torch import save_file
+
+        from zoo import convert_checkpoint
+        from zoo.version import __version__
+        from zoo.weights.download import sha256_of
+        from zoo.weights.files import read_checkpoint
+
+        if target.suffix != ".safetensors":
+            raise ConfigError(f"{target}: expected a name that ends in .safetensors")
+        tensors = convert_checkpoint(read_checkpoint(source), model)
+        about = {"format": "pt", "variant": model, "source": source.name, "sha256": sha256_of(source)}
+        save_file(tensors, target, metadata={**about, "zoo": __version__})
+    console.print(f"wrote {len(tensors)} tensors to {target}")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Convert both to our names first.")] = None,
+) -> None:
+    """Which tensors of two checkpoints differ, and by how much; exit status 1 if any does."""
+    with reported():
+        from zoo import convert_checkpoint
+        from zoo.weights.diff import differences
+        from zoo.weights.files import read_checkpoint
+
+        a, b = (read_checkpoint(path) for path in (first, second))
+        if model is not None:
+            a, b = (convert_checkpoint(state, model) for state in (a, b))
+        found = differences(a, b)
+    table = Table("tensor", "difference", box=box.SIMPLE, pad_edge=False)
+    for difference in found:
+        table.add_row(difference.name, difference.text)
+    console.print(table if found else f"all {len(a)} tensors are equal")
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    place: Annotated[Path, typer.Argument(help="A file, or a folder that is searched for checkpoints.")],
+    name: Annotated[str | None, typer.Option("--as", help="The checkpoint that a file is, where several fit.")] = None,
+) -> None:
+    """Take checkpoints that were fetched by hand into the cache, recognised by what is in them."""
+    with reported():
+        from zoo.models.recognise import candidates, checkpoint_files, keep
+
+        failed = []
+        for path in checkpoint_files(place):
+            try:
+                fitting = candidates(path)
+                chosen = fitting if name is None else [entry for entry in fitting if entry.id == name]
+                if len(chosen) != 1:
+                    raise CheckpointError(f"{path}: may be {', '.join(e.id for e in fitting)}; say which with --as")
+                console.print(f"{path.name} is {chosen[0].id}: {keep(path, chosen[0])}")
+            except CheckpointError as error:
+                failed.append(str(error))
+        if failed:
+            raise CheckpointError("\n".join(failed))
+
+
+@app.command()
+def publish(
+    model: Annotated[str, typer.Argument(help="A variant or checkpoint, such as dinat_tiny or dinat_tiny.in1k.")],
+    target: Annotated[str, typer.Argument(help="hf-hub:owner/name, or local-dir:folder.")],
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Other weights than published.")] = None,
+    private: Annotated[bool, typer.Option(help="A repository that is created is private.")] = False,
+) -> None:
+    """Write a model with its weights and a card to a folder or to the Hub; timm and zoo read it from there."""
+    with reported():
+        from zoo import create_model
+        from zoo.models.create import split_tag
+        from zoo.models.publish import publish
+        from zoo.weights.manifest import default_checkpoint
+
+        entry = None if checkpoint else default_checkpoint(*split_tag(model))
+        weights = {"pretrained": True} if checkpoint is None else {"checkpoint": checkpoint}
+        console.print(publish(create_model(model, **weights), target, entry, private))
+
+
+def _chosen(names: list[str] | None) -> list[Checkpoint]:
+    """The entries of the manifest that the patterns name."""
+    from zoo.weights.manifest import checkpoints
+
+    found = []
+    for pattern in names or ["*"]:
+        these = [e for e in checkpoints() if fnmatch.fnmatch(e.id, pattern) or fnmatch.fnmatch(e.variant, pattern)]
+        if not these:
+            raise ConfigError(f"no checkpoint matches {pattern!r}; `zoo weights list` shows all {len(checkpoints())}")
+        found += these
+    return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""Configurations: YAML to frozen dataclasses. Needs neither torch nor a model."""

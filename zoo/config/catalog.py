@@ -1,0 +1,163 @@
+"""Finds configuration files, reads them and resolves a name to a `ModelConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.config.dilate import dilate
+from zoo.config.model import ModelConfig, parse_model
+from zoo.config.overrides import check_tree, override
+from zoo.config.schema import Count, check, check_mapping
+from zoo.errors import ConfigError, Where
+
+CONFIG_DIR = Path(str(files("zoo.configs")))
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML 1.1 without its two surprises: a repeated key is an error, and `1e-5` is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """What stands in YAML text, with 1e-3 as a number and no key twice; raises as PyYAML does."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: if the file is missing, unreadable, not YAML or not a mapping.
+    """
+    where = Where(str(path))
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    check_tree(tree, where)
+    return check_mapping(tree, where)
+
+
+_read_shipped = cache(read_yaml)
+
+
+@cache
+def shipped() -> dict[str, Path]:
+    """Every shipped variant and the file that defines it, sorted by name."""
+    found = {}
+    for path in sorted(CONFIG_DIR.glob("*.yaml")):
+        for name in check_mapping(_read_shipped(path).get("variants"), Where(str(path), ("variants",))):
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
+def family_of(name: str) -> str:
+    """The family of a shipped variant."""
+    return str(_read_shipped(shipped()[name]).get("family"))
+
+
+def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The configuration of a shipped variant, of `my.yaml`, or of `my.yaml:variant`.
+
+    Args:
+        name: a shipped variant, or a file that ends in `.yaml` or `.yml`, with `:variant` when it has several.
+        overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`), the names of
+            the family's `options`, and `output_stride` (see `zoo.config.dilate`).
+
+    Raises:
+        ConfigError: if there is no such variant or the configuration is not valid.
+    """
+    path, variant = _locate(check(name, str, Where("model name")))
+    tree, where = _resolve(path, variant)
+    place, overrides = Where(f"overrides of {name}"), dict(overrides or {})
+    changes = check_mapping({key: value for key, value in overrides.items() if key != "output_stride"}, place)
+    if changes:
+        options = check_mapping(tree.get("options", {}), where / "options")
+        tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes.items()}, place)
+    config = replace(parse_model(variant or path.stem, tree, where), source=name, overrides=overrides)
+    stride = check(overrides.get("output_stride"), Count | None, place / "output_stride")
+    return config if stride is None else dilate(config, stride)
+
+
+def tree_of(name: str) -> dict[str, Any]:
+    """Everything that the configuration of a model says, in one mapping that extends no other; `name` as above."""
+    return _resolve(*_locate(name))[0]
+
+
+_FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)
+
+
+def is_file(name: str) -> bool:
+    """Whether a model name stands for a configuration file, with or without a variant."""
+    return _FILE.fullmatch(name) is not None
+
+
+def _locate(name: str) -> tuple[Path, str | None]:
+    if match := _FILE.fullmatch(name):
+        return Path(match[1]), match[2]
+    if name not in shipped():
+        raise Where("model name").unknown(name, shipped(), "model")
+    return shipped()[name], name
+
+
+def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
+    """The tree of a variant: the base of its file with every variant it extends laid over it in turn.
+
+    A file may itself extend a shipped variant.
+    """
+    where = Where(str(path))
+    tree = dict(_read_shipped(path) if path.parent == CONFIG_DIR else read_yaml(path))
+    if (base := check(tree.pop("extends", None), str | None, where / "extends")) is not None:
+        if base not in shipped():
+            raise (where / "extends").unknown(base, shipped(), "model")
+        tree = override(_resolve(shipped()[base], base)[0], tree, where)
+    variants = check_mapping(tree.pop("variants", {}), where / "variants")
+    if variant is None:
+        if len(variants) > 1:
+            raise ConfigError(
+                f"{path}: holds {len(variants)} variants; name one of them: {path}:{next(iter(variants))}"
+            )
+        if not variants:
+            return tree, where
+        variant = next(iter(variants))
+    for name in _lineage(variant, variants, where / "variants"):
+        place = where / "variants" / name
+        changes = {k: v for k, v in check_mapping(variants[name] or {}, place).items() if k != "extends"}
+        tree = override(tree, changes, place)
+    return tree, where / "variants" / variant
+
+
+def _lineage(variant: str, variants: Mapping[str, Any], where: Where) -> list[str]:
+    """The chain of variants from the one that extends nothing to `variant` itself."""
+    chain: list[str] = []
+    name: Any = variant
+    while name is not None:
+        if name not in variants:
+            raise where.unknown(name, variants, "variant")
+        if name in chain:
+            raise ConfigError(f"{where / variant}: extends itself through {' -> '.join([*chain, name])}")
+        chain.append(name)
+        parent = check_mapping(variants[name] or {}, where / name).get("extends")
+        name = check(parent, str | None, where / name / "extends")
+    return chain[::-1]

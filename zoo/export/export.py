@@ -1,0 +1,137 @@
+"""Models as files for other runtimes: ONNX, PyTorch's exported programs, libraries compiled ahead of time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.fx.experimental import _config as symbolic
+
+from zoo.config.schema import Size, check
+from zoo.errors import Where
+from zoo.export.runtimes import AXES, FORMATS, ExportError, output_names
+from zoo.models.create import backbone_of
+from zoo.models.edit import fuse
+from zoo.nn.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in a file, which maps `images` (B, C, H, W) to named outputs.
+
+    Attributes:
+        path: the file.
+        format: "onnx", "torch-export" or "aot".
+        channels, size: of the images that it was exported with; size is (height, width).
+        bytes: on disk, with the weights beside an ONNX file of more than 2 GB.
+        outputs: "logits" ("pooled" without a classifier), or "stride4", "stride8", ... of a feature pyramid, in order.
+        least: the dynamic axes and the least length of each, which has no upper limit; empty if sizes are fixed.
+    """
+
+    path: Path
+    format: str
+    channels: int
+    size: tuple[int, int]
+    bytes: int
+    outputs: tuple[str, ...]
+    least: dict[str, int]
+
+
+class Named(nn.Module):
+    """A classifier or feature pyramid whose outputs have names: a dictionary."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = self.model(images)
+        if isinstance(out, torch.Tensor):
+            return {"logits" if backbone_of(self.model).num_classes else "pooled": out}
+        return out if isinstance(out, dict) else dict(zip(self._levels(), out, strict=True))
+
+    def _levels(self) -> list[str]:
+        strides = self.model.feature_info.reduction()
+        alike = len(set(strides)) < len(strides)
+        return [f"stride{stride}_{i}" if alike else f"stride{stride}" for i, stride in enumerate(strides)]
+
+
+def export(
+    model: nn.Module,
+    path: str | PathLike[str],
+    format: str = "onnx",
+    size: int | tuple[int, int] | None = None,
+    dynamic: bool = True,
+) -> Exported:
+    """Write a model for another runtime, in evaluation mode, batch norms folded, with PyTorch's own operators alone.
+
+    Args:
+        model: of `zoo.create_model`, a classifier or with `features_only=True`.
+        path: the file; ".onnx" is usual for ONNX, and ".pt2" must end the others.
+        format: "onnx" (for ONNX Runtime, TensorRT, OpenVINO ...), "torch-export" (for `torch.export.load`) or "aot" (a
+            library for the machine at hand, for `torch._inductor.aoti_load_package`).
+        size: (height, width), or one side of a square; None for the variant's own.
+        dynamic: whether batch, height and width may differ from call to call. If not, the batch is one image.
+
+    Raises:
+        ExportError: if the format is unknown, what it needs is missing, or the images are too small.
+        ConfigError: if this is not a model of the zoo, or for a wrong size.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise Where("format").unknown(format, FORMATS, "format")
+    if not path.name.endswith(FORMATS[format].suffix):
+        raise ExportError(f"{path}: the name of a file of format {format} ends in {FORMATS[format].suffix}")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: there is no folder {path.parent}")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        program, least = capture(model, size, dynamic)
+        FORMATS[format].write(program, Path(folder) / path.name, least)
+        files = sorted(Path(folder).iterdir())
+        size_on_disk = sum(file.stat().st_size for file in files)
+        for file in files:
+            os.replace(file, path.parent / file.name)
+    _, channels, *shape = program.example_inputs[0][0].shape
+    return Exported(path, format, channels, tuple(shape), size_on_disk, tuple(output_names(program)), least)
+
+
+def capture(
+    model: nn.Module, size: int | tuple[int, int] | None = None, dynamic: bool = True
+) -> tuple[torch.export.ExportedProgram, dict[str, int]]:
+    """The program of `export` in memory, and its dynamic axes with the least length of each.
+
+    Raises:
+        ExportError: if the images are too small.
+        ConfigError: if this is not a model of the zoo, or for a wrong size.
+    """
+    model = Named(fuse(model))
+    backbone = backbone_of(model)
+    height, width = backbone.config.img_size if size is None else check(size, Size, Where("size"))
+    shortest = least_side(backbone)
+    if dynamic and min(height, width) < shortest:
+        raise ExportError(
+            f"the images are {height} x {width} pixels: {backbone.config.name} with dynamic sizes needs at least "
+            f"{shortest} a side, smaller ones a program of fixed size"
+        )
+    parameter = next(backbone.parameters())
+    images = parameter.new_zeros(2 if dynamic else 1, backbone.in_chans, height, width)
+    least = {"batch": 1, "height": shortest, "width": shortest} if dynamic else {}
+    axes = {AXES[name]: torch.export.Dim.DYNAMIC(min=low) for name, low in least.items()}
+    # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
+    with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):
+        return torch.export.export(model, (images,), dynamic_shapes=(axes,)), least
+
+
+def least_side(backbone: Backbone) -> int:
+    """The side of an image, in pixels, from which every map has two positions a side and every rule is the same."""
+    least = 1
+    for stage, level in zip(backbone.stages, backbone.feature_info, strict=False):
+        positions = max(2, *(getattr(module, "least_side", 1) for module in stage.modules()))
+        least = max(least, positions * level["reduction"])
+    return least

@@ -1,0 +1,133 @@
+"""Models in repositories of the Hub, in folders of the same form, and in checkpoints of `zoo train`, read with care."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.config.catalog import shipped
+from zoo.errors import CheckpointError, shorten
+from zoo.timm_models import BACKBONE_ARGUMENTS, PREFIX
+from zoo.weights.files import read_checkpoint
+from zoo.weights.store import hub_file
+from zoo.weights.verified import read_metadata, read_verified
+
+HUB, FOLDER, TRAINED = "hf-hub:", "local-dir:", ".safetensors"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
+"""Keys by which a configuration asks for code of its own."""
+DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
+LARGEST_CONFIG = 2**22
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model as a repository or folder holds it.
+
+    Attributes:
+        variant: a shipped one; of a checkpoint of `zoo train` perhaps a configuration file beside it.
+        tensors: its weights.
+        overrides: configuration keys.
+        described: how an image must be prepared and the like, in timm's words.
+    """
+
+    variant: str
+    tensors: dict[str, torch.Tensor]
+    overrides: dict[str, Any]
+    described: dict[str, Any]
+
+
+def is_place(name: str) -> bool:
+    """Whether a name stands for a repository or a folder, which models are published to."""
+    return isinstance(name, str) and name.startswith((HUB, FOLDER))
+
+
+def is_stored(name: str) -> bool:
+    """Whether a model name stands for a repository, a folder or a checkpoint that says what it is of."""
+    return is_place(name) or (isinstance(name, str) and name.endswith(TRAINED))
+
+
+def read(name: str) -> Stored:
+    """What `hf-hub:owner/name`, `hf-hub:owner/name@revision`, `local-dir:folder` or `trained.safetensors` holds.
+
+    Raises:
+        CheckpointError: if it cannot be had or read, is no model of the zoo, or asks to run code.
+    """
+    if not is_place(name):
+        return _read_trained(Path(name))
+    config = _read_config(_file(name, "config.json"), name)
+    architecture = config.get("architecture")
+    variant = str(architecture).removeprefix(PREFIX)
+    if architecture != PREFIX + variant or variant not in shipped():
+        raise CheckpointError(f"{name}: its architecture is {shorten(architecture)}, expected {PREFIX} and a variant")
+    described = _mapping(config, "pretrained_cfg", name)
+    arguments = _mapping(config, "model_args", name)
+    return Stored(
+        variant,
+        read_checkpoint(_file(name, *WEIGHTS)),
+        {key: value for key, value in arguments.items() if key not in BACKBONE_ARGUMENTS},
+        {key: described[key] for key in DESCRIBED if key in described},
+    )
+
+
+def describes_itself(path: Path) -> bool:
+    """Whether a checkpoint file names the model that it is of, as those of `zoo train` do."""
+    return path.suffix == TRAINED and path.is_file() and "model" in read_metadata(path)
+
+
+def _read_trained(path: Path) -> Stored:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if not describes_itself(path):
+        raise CheckpointError(f"{path}: does not say which model it is of, as those of `zoo train` do; name the model")
+    tensors, about = read_verified(path)
+    model = about["model"]
+    if model not in shipped():
+        model = str(path.parent / model)
+    try:
+        overrides, described = json.loads(about["overrides"]), json.loads(about["described"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: what it says of its model cannot be read ({error})") from error
+    return Stored(model, tensors, overrides, {key: described[key] for key in DESCRIBED if key in described})
+
+
+def _file(name: str, *candidates: str) -> Path:
+    """The first of the files that a repository or folder has."""
+    if name.startswith(HUB):
+        repository, _, revision = name.removeprefix(HUB).partition("@")
+        return hub_file(repository, candidates, revision or None)
+    folder = Path(name.removeprefix(FOLDER))
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise CheckpointError(f"{name}: has no file {' or '.join(candidates)}")
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise CheckpointError(f"{name}: config.json has {path.stat().st_size} bytes, which no configuration needs")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}: config.json is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{name}: config.json holds {shorten(config)}, expected a mapping")
+    described = config.get("pretrained_cfg")
+    for place in (config, described if isinstance(described, dict) else {}):
+        if asked := [key for key in CODE if place.get(key)]:
+            raise CheckpointError(
+                f"{name}: config.json asks for code of its own ({', '.join(asked)}), which is refused"
+            )
+    return config
+
+
+def _mapping(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    value = config.get(key, {})
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name}: {key} in config.json is {shorten(value)}, expected a mapping")
+    return value

@@ -1,0 +1,1 @@
+"""The block library: everything that a backbone is made of."""

@@ -1,0 +1,123 @@
+"""Branch, Block, Stage: the one residual abstraction of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.config.model import BranchConfig, Norm, StageConfig
+from zoo.errors import ConfigError
+from zoo.kernels.backends import as_forced, forced
+from zoo.kernels.exporting import export_safe
+from zoo.nn.layers import cpu
+from zoo.nn.layers.drop_path import DropPath
+from zoo.nn.layers.norm import build_norm
+from zoo.nn.registry import BRANCHES, EMBEDS, SHORTCUTS
+
+
+class Branch(nn.Module):
+    """y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))) on (B, H, W, dim_in)."""
+
+    def __init__(self, config: BranchConfig, dim_in: int, dim: int, drop_path: float) -> None:
+        super().__init__()
+        if config.shortcut is not None and not config.residual:
+            raise ConfigError(f"{config.part.where}: a branch that is not residual has no shortcut")
+        self.norm = build_norm(config.norm, dim_in)
+        self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
+        self.of_nchw = isinstance(self.fn, nn.Conv2d)
+        self.post_norm = build_norm(config.post_norm, dim)
+        self.gamma = None
+        if config.layer_scale is not None:
+            self.gamma = nn.Parameter(torch.full((dim,), config.layer_scale))
+        self.drop_path = DropPath(drop_path if config.drop_path else 0.0)
+        self.shortcut = nn.Identity() if config.residual else None
+        if config.shortcut is not None:
+            self.shortcut = SHORTCUTS.build(config.shortcut, dim_in=dim_in, dim=dim)
+        self.reduction: int = getattr(self.fn, "reduction", 1)
+        reduction = getattr(self.shortcut, "reduction", 1)
+        if config.residual and (self.reduction != reduction or (dim_in != dim and config.shortcut is None)):
+            raise ConfigError(
+                f"{config.part.where}: {config.part.type!r} reduces {self.reduction}x and goes from {dim_in} to {dim} "
+                "channels, and its shortcut does not: give it one that does the same, such as {type: pool}"
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = cpu.normed(self.norm, x)
+        y = cpu.normed(self.post_norm, cpu.conv(self.fn, y) if self.of_nchw else self.fn(y))
+        if self.gamma is not None:
+            y = y * self.gamma
+        y = self.drop_path(y)
+        return y if self.shortcut is None else self.shortcut(x) + y
+
+    def fold(self) -> None:
+        """Put a batch norm into the layer behind it, where that is a linear one."""
+        if hasattr(self.fn, "fold_input"):
+            self.norm = self.fn.fold_input(self.norm)
+
+
+class Block(nn.Sequential):
+    """Named branches in order; the first may change width and resolution."""
+
+    def __init__(self, branches: Sequence[BranchConfig], dim_in: int, dim: int, drop_path: float) -> None:
+        super().__init__()
+        for config in branches:
+            if hasattr(self, config.name):
+                raise ConfigError(f"{config.part.where}: the name {config.name!r} is taken, choose another")
+            self.add_module(config.name, Branch(config, dim_in, dim, drop_path))
+            dim_in = dim
+
+
+class Stage(nn.Module):
+    """An embed, then blocks, on (B, dim_in, H, W); inside, maps are (B, H, W, C).
+
+    Args:
+        drop_path: the rate of each block.
+
+    Attributes:
+        norm: of the map that the next stage sees; `forward` leaves it to the caller.
+        exportable: run everything as it is exported.
+        reduction: how many times smaller than the input the output is on each axis.
+    """
+
+    def __init__(self, config: StageConfig, dim_in: int, drop_path: Sequence[float], norm: Norm | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Identity()
+        if config.embed is not None:
+            self.embed = EMBEDS.build(config.embed, dim_in=dim_in, dim=config.dim)
+            dim_in = self.embed.dim
+        self.blocks = nn.ModuleList()
+        for branches, rate in zip(config.blocks, drop_path, strict=True):
+            if not branches and dim_in != config.dim:
+                raise ConfigError(f"{config.where}: block 0 has no branch that could go from {dim_in} to {config.dim}")
+            self.blocks.append(Block(branches, dim_in, config.dim, rate))
+            dim_in = config.dim
+        self.norm = build_norm(norm, config.dim)
+        self.reduction = getattr(self.embed, "reduction", 1)
+        for block in self.blocks:
+            for branch in block:
+                self.reduction *= branch.reduction
+        self.grad_checkpointing = self.exportable = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, dim_in, H, W) to (B, dim, H / reduction, W / reduction), both preferably channels_last."""
+        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._run_by, forced(), block, x, use_reentrant=False)
+            else:
+                x = self._run(block, x)
+        return x.permute(0, 3, 1, 2)
+
+    def _run_by(self, backend: str | None, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """`_run` by the backend of the forward pass: the second time may be in another thread."""
+        with as_forced(backend):
+            return self._run(module, x)
+
+    def _run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if not self.exportable:
+            return module(x)
+        with export_safe():
+            return module(x)

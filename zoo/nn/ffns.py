@@ -1,0 +1,56 @@
+"""Feed-forward branches: channels are mixed, and positions at most with their neighbours."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from zoo.config.schema import Positive
+from zoo.nn.layers import cpu
+from zoo.nn.layers.activations import ACTIVATIONS, Act
+from zoo.nn.layers.conv import depthwise
+from zoo.nn.registry import BRANCHES
+
+
+@BRANCHES.register("mlp")
+class Mlp(nn.Module):
+    """Linear, activation, linear on (B, H, W, dim), with a hidden layer of int(dim * ratio) channels.
+
+    Args:
+        act: the activation.
+        dwconv: a 3x3 depthwise convolution stands before the activation (LITv2, arXiv:2205.13213, section 3).
+        gated: two thirds of the hidden width, and the activation is multiplied by a second projection of the input
+            (with `dwconv` TransNeXt's convolutional GLU, https://arxiv.org/abs/2311.17132, section 3.4).
+    """
+
+    def __init__(
+        self, dim: int, *, ratio: Positive, act: Act = "gelu", dwconv: bool = False, gated: bool = False
+    ) -> None:
+        super().__init__()
+        hidden = int(dim * ratio)
+        if gated:
+            hidden = 2 * hidden // 3
+        if hidden < 1:
+            raise ValueError(f"ratio {ratio} of {dim} channels leaves none")
+        self.gated = gated
+        self.fc1 = nn.Linear(dim, 2 * hidden if gated else hidden)
+        self.dwconv = None
+        if dwconv:
+            self.dwconv = depthwise(hidden)
+            nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
+            nn.init.zeros_(self.dwconv.bias)
+        self.act = ACTIVATIONS[act]
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gated:
+            x, gate = cpu.linear_halves(self.fc1, x)
+            return cpu.linear(self.fc2, cpu.multiply(self._activated(x), gate, self.fc1, self.dwconv or self.fc1))
+        if self.dwconv is None:
+            return cpu.linear(self.fc2, cpu.linear(self.fc1, x, self.act))
+        return cpu.linear(self.fc2, self._activated(cpu.linear(self.fc1, x)))
+
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x) if self.dwconv is None else cpu.conv(self.dwconv, x, self.act)

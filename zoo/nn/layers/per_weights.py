@@ -1,0 +1,49 @@
+"""Tables that depend on the weights of a layer alone: in inference on a CPU computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from zoo.nn.layers import cpu
+from zoo.nn.layers.hooks import is_hooked
+
+WITHOUT_WEIGHTS = (nn.ModuleList, nn.ReLU, nn.Sequential)
+"""Classes whose instances compute the same as long as what is inside them does: not those of adapters."""
+
+
+def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A decorator of a method `compute(self, *sizes, like)` of a module.
+
+    It depends on the module's parameters, the sizes, and the device and dtype of the tensor `like`, on nothing else.
+
+    The last result is kept, beside the module and as long as it lives, with copies of the parameters, and serves as
+    long as they are equal: no change of weights, by whatever means, goes unnoticed. It is kept for bare layers alone.
+    """
+    tables: WeakKeyDictionary[nn.Module, tuple[Any, list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
+
+    @wraps(compute)
+    def get(self: nn.Module, *sizes_and_like: Any) -> torch.Tensor:
+        *sizes, like = sizes_and_like
+        inner = [module for module in self.modules() if module is not self]
+        layers = [module for module in inner if type(module) not in WITHOUT_WEIGHTS]
+        if not cpu.bare(like, *layers) or any(map(is_hooked, inner)):
+            return compute(self, *sizes, like)
+        parameters = list(self.parameters())
+        key = (*sizes, like.dtype, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+        kept = tables.get(self)
+        if kept is None or kept[0] != key or not all(map(_same, kept[1], parameters)):
+            kept = key, [p.detach().clone() for p in parameters], compute(self, *sizes, like)
+            tables[self] = kept
+        return kept[2]
+
+    return get
+
+
+def _same(kept: torch.Tensor, now: torch.Tensor) -> bool:
+    return kept.dtype == now.dtype and torch.equal(kept, now)

@@ -1,0 +1,81 @@
+"""Window, grid and strided group attention (DaViT, MaxViT, CrossFormer)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from zoo.config.schema import Count, Size
+from zoo.kernels import window_attention
+from zoo.kernels.sizes import crop_map, pad_to_multiple, steps
+from zoo.nn.layers import cpu
+from zoo.nn.layers.heads import count_heads, split_heads
+from zoo.nn.layers.position_bias import DynamicBias, MlpBias, TableBias
+from zoo.nn.registry import BRANCHES
+
+
+@BRANCHES.register("window")
+class WindowAttention(nn.Module):
+    """Multi-head attention inside groups of `size` tokens, on (B, H, W, dim).
+
+    Args:
+        head_dim: channels of a head.
+        size: tokens of a group, (height, width).
+        interval: pixels from one token of a group to the next; 1 is a window; "grid" spreads each group over the
+            whole map, ceil(H / height) pixels apart.
+        pos_bias: a learned relative position bias: a table, or a network of the offset.
+        pad: what stands beyond the map when `size` does not divide it. "masked" positions are never seen;
+            "zeros" takes part as keys and values, the rule of DaViT's published weights.
+        shrink: on a map whose shorter side is no longer than the group, take windows of that side instead,
+            CrossFormer's rule.
+
+    Attributes:
+        least_side: from this shorter side of a map on, the groups are those of every larger map.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        head_dim: Count,
+        size: Size,
+        interval: Count | Literal["grid"] = 1,
+        pos_bias: Literal["table", "mlp", "dynamic"] | None = None,
+        pad: Literal["masked", "zeros"] = "masked",
+        shrink: bool = False,
+    ) -> None:
+        super().__init__()
+        if shrink and pos_bias == "table":
+            raise ValueError("a table of position biases has one size: with shrink, pos_bias must be a network")
+        self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
+        self.least_side = min(size) + (interval != 1) if shrink else 1
+        self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.pos_bias = None
+        if pos_bias == "table":
+            self.pos_bias = TableBias(self.heads, size)
+        elif pos_bias == "mlp":
+            self.pos_bias = MlpBias(self.heads)
+        elif pos_bias == "dynamic":
+            self.pos_bias = DynamicBias(self.heads, dim // 16)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[1:3]
+        size, interval = self._groups(height, width)
+        if self.pad == "zeros":
+            x = pad_to_multiple(x, (size[0] * interval[0], size[1] * interval[1]))
+        bias = None if self.pos_bias is None else self.pos_bias(size, x)
+        q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
+        out = window_attention(q, k, v, size, interval, bias)
+        return cpu.linear(self.proj, crop_map(out, height, width).flatten(3))
+
+    def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size and interval of the groups on a map."""
+        if self.shrink and (height < self.least_side or width < self.least_side):
+            return (min(height, width),) * 2, (1, 1)
+        if self.interval == "grid":
+            return self.size, (steps(height, self.size[0]), steps(width, self.size[1]))
+        return self.size, (self.interval,) * 2

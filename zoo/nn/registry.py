@@ -1,0 +1,70 @@
+"""Names to classes, and the one place where a part is built from its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from zoo.config.model import Part
+from zoo.config.schema import check_fields
+from zoo.errors import ConfigError, Where, shorten
+
+
+class Registry(dict[str, type[nn.Module]]):
+    """Classes of one kind by the name that configurations use."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+        """A class decorator that adds the class under `name`."""
+
+        def add(cls: type[nn.Module]) -> type[nn.Module]:
+            self[name] = cls
+            return cls
+
+        return add
+
+    def find(self, name: str, where: Where) -> type[nn.Module]:
+        """The class under `name`; a miss lists the near names."""
+        if name not in self:
+            raise where.unknown(name, self, self.kind)
+        return self[name]
+
+    def build(self, part: Part, **context: Any) -> nn.Module:
+        """An instance of the part.
+
+        The keyword-only arguments of the class are its configuration keys, their annotations the allowed
+        values; `context` fills the positional ones (`dim`, `dim_in`) that the class asks for.
+
+        Raises:
+            ConfigError: for unknown, missing or wrong keys, or when the parts do not fit together.
+        """
+        cls = self.find(part.type, part.where / "type")
+        arguments = inspect.signature(cls).parameters
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+        keys = {a.name: hints[a.name] for a in arguments.values() if a.kind is a.KEYWORD_ONLY}
+        required = {a.name for a in arguments.values() if a.kind is a.KEYWORD_ONLY and a.default is a.empty}
+        params = check_fields(part.params, keys, required, part.where)
+        if "dim_in" not in arguments and context["dim_in"] != context["dim"]:
+            raise ConfigError(
+                f"{part.where}: {part.type!r} cannot change the width from {context['dim_in']} to {context['dim']}; "
+                "give the stage an embed, or begin its block with a branch that can"
+            )
+        positional = {a.name: context[a.name] for a in arguments.values() if a.kind is not a.KEYWORD_ONLY}
+        try:
+            return cls(**positional, **params)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
+            raise ConfigError(f"{part.where}: {part.type!r} cannot be built: {shorten(str(error), 300)}") from error
+
+
+EMBEDS = Registry("embed")
+BRANCHES = Registry("branch type")
+SHORTCUTS = Registry("shortcut")
