@@ -7,16 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from zoo.kernels.exporting import packed
+
+_DYNAMO_IS_MUTE = TorchVersion(torch.__version__) < "2.8"
 
 
 def always(condition: bool) -> bool:
     """Whether `condition` holds: in this call, or, in a compiled graph, for every size that the graph serves.
 
-    A short cut for some sizes is taken through this, so that a graph is not compiled anew for each outcome.
+    A short cut for some sizes is taken through this, so that a graph is not compiled anew for each outcome, as it is in
+    PyTorch 2.7, whose Dynamo cannot be asked.
     """
-    return statically_known_true(condition) if torch.compiler.is_compiling() else condition
+    if not torch.compiler.is_compiling() or (_DYNAMO_IS_MUTE and torch.compiler.is_dynamo_compiling()):
+        return condition
+    return statically_known_true(condition)
 
 
 def same(shape: Sequence[int], other: Sequence[int]) -> bool:
@@ -24,7 +30,7 @@ def same(shape: Sequence[int], other: Sequence[int]) -> bool:
     return all(always(a == b) for a, b in zip(shape, other, strict=True))
 
 
-def steps(length: int, step: int) -> int:
+def ceil_div(length: int, step: int) -> int:
     """How many times `step` fits into `length`, rounded up; in the form that symbolic sizes simplify best."""
     whole = length // step
     return whole if always(whole * step == length) else (length + step - 1) // step
@@ -45,7 +51,7 @@ def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def pad_to_multiple(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(B, H, W, ...) zero-padded at the right and the bottom to multiples of `size`."""
-    return pad_map(x, *(steps(n, m) * m for n, m in zip(x.shape[1:3], size, strict=True)))
+    return pad_map(x, *(ceil_div(n, m) * m for n, m in zip(x.shape[1:3], size, strict=True)))
 
 
 def pad_to_least(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

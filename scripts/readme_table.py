@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import zoo
-from zoo.models.create import ModelInfo
+from zoo.models.info import ModelInfo
 from zoo.weights.manifest import Checkpoint
 
 README = Path(__file__).parents[1] / "README.md"

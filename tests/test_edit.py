@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 
 NAME = "maxvit_tiny_tf_224"
 SMALL = {f"stages.{i}.depth": 1 for i in range(4)}

@@ -22,73 +22,53 @@ ROOT = Path(zoo.__file__).parents[1]
 FILES = sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 NATIVE = sorted([*ROOT.glob("kernels/**/*.cpp"), *ROOT.glob("kernels/**/*.h")])
 LONGEST = 300
+DOORS = {f"zoo.{name}": home for name, home in zoo._HOMES.items()}
 LONG_FOR_A_REASON: dict[str, str] = {}
 
-# Each room may import the rooms named here and itself; `light` is what needs neither torch nor a model.
-LIGHT = {"errors", "schema", "overrides", "config", "dilate", "catalog"}
+# The floors of the house, from the ground up: a room may import those that it names, and itself.
+LIGHT = {"errors", "version", "config"}
+"""What needs neither torch nor a model."""
+PARTS = {"nn.registry", "nn.layers", "kernels", *LIGHT}
 ROOMS = {
     "kernels": set(),
     "errors": set(),
-    "schema": {"errors"},
-    "overrides": {"errors"},
-    "config": {"errors", "schema", "overrides"},
-    "dilate": {"errors", "config"},
-    "catalog": {"errors", "schema", "overrides", "config", "dilate", "configs"},
-    "registry": LIGHT,
-    "layers": {"kernels", *LIGHT},
-    "mixers": {"registry", "layers", "kernels", *LIGHT},
-    "ffns": {"registry", "layers", "kernels", *LIGHT},
-    "embeds": {"registry", "layers", "kernels", *LIGHT},
-    "head": {"layers", *LIGHT},
-    "init": {"layers", *LIGHT},
-    "masked": set(),
-    "block": {"registry", "layers", "kernels", *LIGHT},
-    "backbone": {"block", "head", "init", "masked", "mixers", "ffns", "embeds", "registry", "layers", *LIGHT},
+    "version": set(),
+    "config": {"errors", "configs"},
+    "nn.registry": LIGHT,
+    "nn.layers": {"kernels", *LIGHT},
+    "nn.mixers": PARTS,
+    "nn.ffns": PARTS,
+    "nn.embeds": PARTS,
+    "nn.head": PARTS,
+    "nn.init": set(),
+    "nn.masked": set(),
+    "nn.block": PARTS,
+    "nn.backbone": {"nn.block", "nn.head", "nn.init", "nn.masked", "nn.mixers", "nn.ffns", "nn.embeds", *PARTS},
     "weights": LIGHT,
-    "timm_models": {"backbone", "embeds", "weights", *LIGHT},
-    "param_groups": {"backbone"},
-    "stored": {"timm_models", "weights", *LIGHT},
-    "recognise": {"timm_models", "weights", *LIGHT},
-    "models": {"stored", "timm_models", "backbone", "weights", *LIGHT},
-    "edit": {"models", "weights", "backbone", *LIGHT},
-    "publish": {"models", "stored", "backbone", "weights", *LIGHT},
-    "vision": {
-        "edit",
-        "stored",
-        "models",
-        "timm_models",
-        "backbone",
-        "mixers",
-        "registry",
-        "kernels",
-        "weights",
-        *LIGHT,
-    },
-    "training": {"vision", "models", "param_groups", "timm_models", "backbone", "block", "weights", *LIGHT},
-    "cli_output": {"errors"},
-    "cli_train": {"cli_output", "training", "errors"},
-    "cli_weights": {"cli_output", "publish", "recognise", "timm_models", "models", "weights", *LIGHT},
-    "cli_explain": {"cli_output", "vision", "models", *LIGHT},
-    "cli_benchmark": {"cli_output", "vision", "models", *LIGHT},
-    "cli_export": {"cli_output", "vision", "models", *LIGHT},
-    "cli": {
-        "cli_output",
-        "cli_benchmark",
-        "cli_explain",
-        "cli_export",
-        "cli_train",
-        "cli_weights",
-        "vision",
-        "models",
-        "weights",
-        *LIGHT,
-    },
+    "models": {"nn.backbone", "nn.embeds", "nn.init", "nn.layers", "weights", "kernels", *LIGHT},
+    "timm_models": {"models", "weights", *LIGHT},
+    "vision": {"models", *LIGHT},
+    "export": {"models", "nn.backbone", *LIGHT},
+    "explain": {"vision", "models", "nn.backbone", "nn.registry", "kernels", *LIGHT},
+    "training": {"vision", "models", "nn.backbone", "nn.block", "weights", *LIGHT},
+    "cli": {"training", "explain", "export", "vision", "models", "weights", *LIGHT},
 }
 
 
-def room(path: Path) -> str:
-    relative = path.relative_to(ROOT)
-    return "kernels" if relative.parts[0] == "kernels" else relative.parts[1].removesuffix(".py")
+def room(name: str) -> str:
+    """The room of a dotted name; the building blocks of a backbone are rooms of their own."""
+    parts = name.split(".")
+    return ".".join(parts[1:3]) if parts[1:2] == ["nn"] and len(parts) > 2 else "".join(parts[1:2])
+
+
+def module(path: Path) -> str:
+    """The dotted name of a file."""
+    relative = path.relative_to(ROOT).with_suffix("")
+    parts = ["zoo", *relative.parts] if relative.parts[0] == "kernels" else list(relative.parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module(path) for path in FILES}
 
 
 def imports(path: Path) -> set[str]:
@@ -99,26 +79,30 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports from the root"
-            found |= {node.module} if node.module != "zoo" else {f"zoo.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("zoo", "kernels")}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside if inside <= {*MODULES, *DOORS} else {node.module}
+    return {DOORS.get(name, name) for name in found if name.startswith("zoo.")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
-    own = room(path)
-    if own in ("__init__", "__main__"):
+    own = room(module(path))
+    if own in ("", "__main__", "nn"):
         return
-    door = {"create_model", "model_info", "list_models", "load_checkpoint", "convert_checkpoint"}
     for name in imports(path):
-        target = name.split(".")[1]
-        target = "models" if target in door else target
-        if target == "__version__":
-            continue
+        target = room(name)
         assert target == own or target in ROOMS[own], f"{own} may not import {target}"
 
 
 def test_every_room_is_in_the_plan() -> None:
-    assert {room(path) for path in FILES} == {*ROOMS, "__init__", "__main__"}
+    assert {room(module(path)) for path in FILES} == {*ROOMS, "", "__main__", "nn"}
+
+
+def test_no_file_imports_itself_by_others() -> None:
+    after = {module(path): imports(path) & MODULES - {module(path)} for path in FILES if module(path) != "zoo"}
+    while free := {name for name, needs in after.items() if not needs & after.keys()}:
+        after = {name: needs for name, needs in after.items() if name not in free}
+    assert not after, f"a circle of imports among {sorted(after)}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("**/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -133,7 +117,7 @@ def test_kernels_know_torch_alone(path: Path) -> None:
             assert name.split(".")[0] != "zoo" or name.startswith("zoo.kernels")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "zoo" / "mixers").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "zoo" / "nn" / "mixers").glob("*.py")), ids=lambda p: p.name)
 def test_a_mixer_never_imports_another(path: Path) -> None:
     others = {name for name in imports(path) if name.startswith("zoo.nn.mixers")}
     assert path.name == "__init__.py" or not others
@@ -205,9 +189,9 @@ def test_every_family_has_a_quick_variant() -> None:
 
 def test_public_functions_have_docstrings() -> None:
     for path in FILES:
-        module = ast.parse(path.read_text())
-        classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
-        for node in (node for owner in (module, *classes) for node in owner.body):
+        tree = ast.parse(path.read_text())
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for node in (node for owner in (tree, *classes) for node in owner.body):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 told_by_the_class = node.name in ("forward", "extra_repr", "from_yaml", "construct_mapping", "offsets")
                 assert told_by_the_class or ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -13,8 +13,10 @@ from zoo.version import __version__
 
 if TYPE_CHECKING:
     from zoo import config, explain, export, kernels, models, nn, timm_models, training, vision, weights
-    from zoo.models.create import convert_checkpoint, create_model, list_models, load_checkpoint, model_info
+    from zoo.models.create import create_model
     from zoo.models.edit import freeze, fuse, resize_positions
+    from zoo.models.info import list_models, model_info
+    from zoo.models.load import convert_checkpoint, load_checkpoint
     from zoo.models.param_groups import parameter_groups
 
 __all__ = [
@@ -42,13 +44,13 @@ __all__ = [
     "weights",
 ]
 _HOMES = {
-    "convert_checkpoint": "zoo.models.create",
+    "convert_checkpoint": "zoo.models.load",
     "create_model": "zoo.models.create",
     "freeze": "zoo.models.edit",
     "fuse": "zoo.models.edit",
-    "list_models": "zoo.models.create",
-    "load_checkpoint": "zoo.models.create",
-    "model_info": "zoo.models.create",
+    "list_models": "zoo.models.info",
+    "load_checkpoint": "zoo.models.load",
+    "model_info": "zoo.models.info",
     "parameter_groups": "zoo.models.param_groups",
     "resize_positions": "zoo.models.edit",
 }

@@ -8,7 +8,7 @@ from zoo.kernels.backends import choose
 from zoo.kernels.checks import as_pair, check_qkv
 from zoo.kernels.recording import recorded
 from zoo.kernels.routing_attention import native, operator, reference
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 from zoo.kernels.watched import watched
 
 
@@ -40,7 +40,7 @@ def routing_attention(
     """
     check_qkv(q, k, v)
     region = as_pair(region, "region")
-    regions = steps(q.shape[1], region[0]) * steps(q.shape[2], region[1])
+    regions = ceil_div(q.shape[1], region[0]) * ceil_div(q.shape[2], region[1])
     if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not routes.shape[2] > 0:
         raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
     if (

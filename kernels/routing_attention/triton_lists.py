@@ -8,7 +8,7 @@ import triton.language as tl
 
 from zoo.kernels.launch import launch
 from zoo.kernels.routing_attention.triton_tiles import UNIT
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 
 GROUP: tl.constexpr = tl.constexpr(64)
 """The most regions of an image that one program puts in order."""
@@ -22,7 +22,7 @@ def log_counts(routes: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.
     batch, regions, topk = routes.shape
     out = routes.new_empty((batch, regions, columns), dtype=dtype)
     never = -60000.0 if dtype == torch.float16 else -1e26
-    launch(_log_counts, (batch * regions * steps(columns, 64),), routes, out, columns, topk, never, num_warps=1)
+    launch(_log_counts, (batch * regions * ceil_div(columns, 64),), routes, out, columns, topk, never, num_warps=1)
     return out
 
 
@@ -33,11 +33,11 @@ def choosers(routes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     region -1 fills up.
     """
     batch, regions, topk = routes.shape
-    groups = steps(regions, GROUP.value)
-    size = steps(regions, groups)
+    groups = ceil_div(regions, GROUP.value)
+    size = ceil_div(regions, groups)
     lists = routes.new_empty((batch, regions * topk), dtype=torch.int32)
     work = routes.new_empty((batch * groups, size, 3), dtype=torch.int32)
-    blocks = steps(regions * topk, GROUP.value)
+    blocks = ceil_div(regions * topk, GROUP.value)
     launch(_choosers, (batch * blocks,), routes, lists, work, regions, topk, groups, size, blocks, num_warps=8)
     return lists, work
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import capability, input_precision
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 UNIT: tl.constexpr = tl.constexpr(8192.0)
@@ -57,7 +57,7 @@ def _tiling(
     shape: tuple[int, ...], region: tuple[int, int], topk: int, tensor_cores: bool, precision: str, backward: bool
 ) -> Tiling:  # fmt: skip
     height, width, heads, head_dim = shape
-    rows, columns = steps(height, region[0]), steps(width, region[1])
+    rows, columns = ceil_div(height, region[0]), ceil_div(width, region[1])
     regions, tokens, channels = rows * columns, region[0] * region[1], padded_channels(head_dim)
     dense = regions * tokens <= NARROWEST * topk  # else the work saved outweighs the empty rows
     most, widest, warps, stages = largest_tile(channels, tensor_cores, backward, precision == "tf32")
@@ -68,7 +68,7 @@ def _tiling(
     widest = min(widest, 2 * own) if backward else widest
     sizes = [size for size in (64, 32, 16) if size <= widest]
     other = min(sizes, key=lambda size: tiles_of(listed, tokens, size) * (size + PER_TILE))
-    tiles = tiles_of(regions, tokens, own) if dense else regions * steps(tokens, own)
+    tiles = tiles_of(regions, tokens, own) if dense else regions * ceil_div(tokens, own)
     table = max(table_columns(regions, tokens, size) for size in (own, other))
     constants = {
         "REGION_H": region[0], "REGION_W": region[1], "COLUMNS": columns, "REGIONS": regions, "TOPK": topk,
@@ -83,14 +83,14 @@ def _tiling(
 
 def tiles_of(regions: int, tokens: int, rows: int) -> int:
     """How many tiles a list of regions takes."""
-    return steps(regions, rows // tokens) if tokens < rows else regions * steps(tokens, rows)
+    return ceil_div(regions, rows // tokens) if tokens < rows else regions * ceil_div(tokens, rows)
 
 
 def table_columns(regions: int, tokens: int, rows: int) -> int:
     """Regions beyond the last may be read as well, by the last tile of a list of all; see `_log_choices`."""
     fit = max(rows // tokens, 1)
     slots = max(NARROWEST, triton.next_power_of_2(fit))
-    return steps(steps(regions, fit) * fit - fit + slots, NARROWEST) * NARROWEST
+    return ceil_div(ceil_div(regions, fit) * fit - fit + slots, NARROWEST) * NARROWEST
 
 
 def largest_tile(channels: int, tensor_cores: bool, backward: bool, tf32: bool) -> tuple[int, int, int, int]:

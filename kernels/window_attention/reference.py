@@ -6,7 +6,7 @@ import torch
 
 from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import always, crop_map, pad_map, steps
+from zoo.kernels.sizes import always, ceil_div, crop_map, pad_map
 from zoo.kernels.transforms import scaled_dot_product_attention
 
 
@@ -21,7 +21,7 @@ def window_attention(
 ) -> torch.Tensor:
     """See `api.window_attention`."""
     batch, height, width = q.shape[:3]
-    whole = tuple(steps(n, s * i) * s * i for n, s, i in zip((height, width), size, interval, strict=True))
+    whole = tuple(ceil_div(n, s * i) * s * i for n, s, i in zip((height, width), size, interval, strict=True))
     q, k, v = (partition(pad_map(t, *whole), size, interval) for t in (q, k, v))
     groups = q.shape[1]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import launch
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 
 ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)
 """A block of the table. A thread of a product holds pairs of columns 8 apart, and a row 8 below: its numbers follow
@@ -19,7 +19,7 @@ HEIGHT, WIDTH = tl.constexpr(16), tl.constexpr(64)
 
 def blocks_of(tokens: int) -> tuple[int, int]:
     """Blocks of a table, down and across: enough for tiles of 64 rows and columns, and of 128 rows if they fit."""
-    longest = steps(tokens, 64) * 64
+    longest = ceil_div(tokens, 64) * 64
     return longest // ROWS.value, longest // COLUMNS.value
 
 
@@ -41,8 +41,8 @@ def add_up(partial: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     heads, tokens, _ = bias.shape
     own, other = partial.shape[1:]
     slots = max(1, own // tokens)
-    tiles, tiles_x = steps(slots * tokens, own), steps(slots * tokens, other)
-    grid = (heads * steps(tokens * tokens, WIDTH.value),)
+    tiles, tiles_x = ceil_div(slots * tokens, own), ceil_div(slots * tokens, other)
+    grid = (heads * ceil_div(tokens * tokens, WIDTH.value),)
     parts = partial.shape[0] // (heads * tiles * tiles_x)
     numbers = (heads, parts, slots, tiles, tiles_x)
     launch(_add_up, grid, partial, gradient, *numbers, TOKENS=tokens, OWN=own, OTHER=other, num_warps=4)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import launch
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 from zoo.kernels.window_attention.triton_bias import add_up, pairs_of, read_table
 from zoo.kernels.window_attention.triton_groups import (
     COUNTS,
@@ -39,11 +39,11 @@ def bias_gradient(call: Call, tensors: list[torch.Tensor], bias: torch.Tensor, s
 @lru_cache(maxsize=1024)
 def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
     tile, batch = tiling(call, "bias"), call.shape[0]
-    tiles, tiles_x = steps(call.tokens, tile.own), steps(call.tokens, tile.other)
+    tiles, tiles_x = ceil_div(call.tokens, tile.own), ceil_div(call.tokens, tile.other)
     pairs, resident = tiles * tiles_x, residents(call, tile, per_sm)
-    least = steps(4 * pairs * tile.own * tile.other, call.tokens * call.shape[4] * call.bytes)
+    least = ceil_div(4 * pairs * tile.own * tile.other, call.tokens * call.shape[4] * call.bytes)
     span, images = share_of(call, call.heads * pairs, call.groups, resident, least)
-    grid = (call.heads * pairs * steps(call.groups, span) * steps(batch, images),)
+    grid = (call.heads * pairs * ceil_div(call.groups, span) * ceil_div(batch, images),)
     integers = (*call.integers(), call.groups, span, images, batch, tiles, tiles_x)
     return grid, integers, call.constants() | call.table() | tile.options()
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import launch
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 from zoo.kernels.window_attention.triton_groups import (
     COUNTS,
     LOG2E,
@@ -38,9 +38,9 @@ def forward(call: Call, tensors: list[torch.Tensor | None], scale: float) -> Non
 @lru_cache(maxsize=1024)
 def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
     tiles, batch = tiling(call), call.shape[0]
-    places = steps(call.groups, tiles.own // call.tokens)
+    places = ceil_div(call.groups, tiles.own // call.tokens)
     images = images_of(places * call.heads, batch, residents(call, tiles, per_sm))
-    grid = (places * call.heads * steps(batch, images),)
+    grid = (places * call.heads * ceil_div(batch, images),)
     return grid, (*call.integers(), call.groups, places, images, batch), call.constants() | tiles.options()
 
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from zoo.kernels.launch import launch
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 from zoo.kernels.window_attention.triton_bias import add_up
 from zoo.kernels.window_attention.triton_groups import (
     COUNTS,
@@ -46,10 +46,10 @@ def backward(
 def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
     tiles, batch = tiling(call, "packed"), call.shape[0]
     slots = tiles.own // call.tokens
-    places = steps(call.groups, slots)
-    least = steps(4 * tiles.own * tiles.own, slots * call.tokens * call.shape[4] * call.bytes) if call.biased else 1
+    places = ceil_div(call.groups, slots)
+    least = ceil_div(4 * tiles.own * tiles.own, slots * call.tokens * call.shape[4] * call.bytes) if call.biased else 1
     span, images = share_of(call, call.heads, places, residents(call, tiles, per_sm), least)
-    grid = (call.heads * steps(places, span) * steps(batch, images),)
+    grid = (call.heads * ceil_div(places, span) * ceil_div(batch, images),)
     return grid, (*call.integers(), call.groups, places, span, images, batch), call.constants() | tiles.options()
 
 

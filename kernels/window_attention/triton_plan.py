@@ -9,7 +9,7 @@ import torch
 import triton
 
 from zoo.kernels.launch import capability, input_precision, multiprocessors
-from zoo.kernels.sizes import steps
+from zoo.kernels.sizes import ceil_div
 from zoo.kernels.window_attention.triton_bias import blocks_of
 
 WIDEST = 64
@@ -58,7 +58,7 @@ class Call(NamedTuple):
 
     def _groups(self) -> tuple[int, ...]:
         sides = zip(self.shape[1:3], self.size, self.interval, strict=True)
-        return tuple(steps(n, s * i) * i for n, s, i in sides)
+        return tuple(ceil_div(n, s * i) * i for n, s, i in sides)
 
     def table(self) -> dict[str, int]:
         """Blocks of the table of the bias, down and across."""
@@ -135,9 +135,9 @@ def _cut_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
     own = WIDEST if light or (width <= 256 and kernel == "forward") else small
     other, warps, stages = small, 8 if plain else WARPS, 2 if light else 1
     if kernel == "forward":
-        other = WIDEST if light and steps(call.tokens, small) % 2 == 0 else small
+        other = WIDEST if light and ceil_div(call.tokens, small) % 2 == 0 else small
         stages = 1 if width > 128 else 3 if light and call.generation < 90 else 2
-        if narrow and steps(call.tokens, WIDEST) % 2 == 0:
+        if narrow and ceil_div(call.tokens, WIDEST) % 2 == 0:
             own, warps = 2 * WIDEST, 2 * WARPS
     elif kernel == "queries" and width > 256 and call.generation < 80:
         own = small // 2
@@ -162,7 +162,7 @@ def images_of(work: int, batch: int, resident: int) -> int:
 
     A program's beginning takes about as long as an image.
     """
-    return min(range(batch, 0, -1), key=lambda n: steps(work * steps(batch, n), resident) * (n + 1), default=1)
+    return min(range(batch, 0, -1), key=lambda n: ceil_div(work * ceil_div(batch, n), resident) * (n + 1), default=1)
 
 
 def share_of(call: Call, work: int, places: int, resident: int, least: int) -> tuple[int, int]:
@@ -172,19 +172,19 @@ def share_of(call: Call, work: int, places: int, resident: int, least: int) -> t
     """
     batch = call.shape[0]
     span = max(1, work * places // resident) if call.biased else 1
-    images = images_of(work * steps(places, span), batch, resident)
-    span = max(span, min(places, steps(least, images)))
-    return span, max(images, min(batch, steps(least, span)))
+    images = images_of(work * ceil_div(places, span), batch, resident)
+    span = max(span, min(places, ceil_div(least, images)))
+    return span, max(images, min(batch, ceil_div(least, span)))
 
 
 @lru_cache(maxsize=1024)
 def cut_plan(call: Call, kernel: str, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
     """Grid, integers and options of a kernel whose programs have a tile of a group, in some images."""
     tile, batch = tiling(call, kernel), call.shape[0]
-    tiles = steps(call.tokens, tile.own)
+    tiles = ceil_div(call.tokens, tile.own)
     places = call.groups * tiles
     images = images_of(places * call.heads, batch, residents(call, tile, per_sm))
-    grid = (places * call.heads * steps(batch, images),)
+    grid = (places * call.heads * ceil_div(batch, images),)
     options = call.constants() | call.table() | tile.options()
     return grid, (*call.integers(), places, images, batch, tiles), options
 

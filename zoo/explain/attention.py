@@ -14,8 +14,8 @@ from zoo.kernels import region_scores
 from zoo.kernels.channel_attention.reference import channel_attention
 from zoo.kernels.checks import as_pair
 from zoo.kernels.recording import Call
-from zoo.kernels.sizes import steps
-from zoo.models.create import backbone_of
+from zoo.kernels.sizes import ceil_div
+from zoo.models.load import backbone_of
 from zoo.vision.images import as_input
 
 
@@ -161,7 +161,7 @@ def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Ten
     """The weights `found` with the place of their keys: the map of the queries, or one that it was pooled to."""
     sides = list(zip(call.arguments["q"].shape[1:3], found.shape[1:], watched.shape, strict=True))
     stride = tuple(watched.stride * queries / keys for queries, keys, _ in sides)
-    inside = tuple(steps(length * keys, queries) for queries, keys, length in sides)
+    inside = tuple(ceil_div(length * keys, queries) for queries, keys, length in sides)
     return Part(name, detail, found.float().cpu(), stride, inside, **more)
 
 
@@ -201,7 +201,7 @@ def _one_hot(call: Call, query: tuple[int, int]) -> torch.Tensor:
 
 def _regions(call: Call, query: tuple[int, int]) -> tuple[Region, ...]:
     q, k, routes = (call.arguments[name] for name in ("q", "k", "routes"))
-    (h, w), columns = (region := as_pair(call.arguments["region"], "region")), steps(q.shape[2], region[1])
+    (h, w), columns = (region := as_pair(call.arguments["region"], "region")), ceil_div(q.shape[2], region[1])
     own = query[0] // h * columns + query[1] // w
     scores = region_scores(q, k, region)[0, own]
     corners = [(index // columns * h, index % columns * w, scores[index].item()) for index in routes[0, own].tolist()]

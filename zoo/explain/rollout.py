@@ -11,7 +11,7 @@ from torch import nn
 from zoo.errors import ConfigError
 from zoo.explain.watch import Watched, check_point, chosen_branches, spread, watch, weights
 from zoo.kernels.sizes import pad_map
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.vision.images import as_input
 
 

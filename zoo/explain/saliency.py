@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from zoo.explain.watch import at_rest, check_point
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.vision.images import as_input
 from zoo.vision.predict import class_names
 

@@ -15,8 +15,8 @@ from torch.fx.experimental import _config as symbolic
 from zoo.config.schema import Size, check
 from zoo.errors import Where
 from zoo.export.runtimes import AXES, FORMATS, ExportError, output_names
-from zoo.models.create import backbone_of
 from zoo.models.edit import fuse
+from zoo.models.load import backbone_of
 from zoo.nn.backbone import Backbone
 
 
@@ -122,10 +122,16 @@ def capture(
     parameter = next(backbone.parameters())
     images = parameter.new_zeros(2 if dynamic else 1, backbone.in_chans, height, width)
     least = {"batch": 1, "height": shortest, "width": shortest} if dynamic else {}
-    axes = {AXES[name]: torch.export.Dim.DYNAMIC(min=low) for name, low in least.items()}
+    axes = {AXES[name]: _dynamic(low) for name, low in least.items()}
     # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
     with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):
         return torch.export.export(model, (images,), dynamic_shapes=(axes,)), least
+
+
+def _dynamic(least: int) -> object:
+    """A dynamic axis of at least so many entries, which PyTorch 2.7 finds out by itself."""
+    free = torch.export.Dim.DYNAMIC
+    return free(min=least) if callable(free) else free
 
 
 def least_side(backbone: Backbone) -> int:

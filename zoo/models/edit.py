@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.config.catalog import load_config
 from zoo.errors import CheckpointError, ConfigError
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.nn.backbone import Backbone
 from zoo.weights.load import resized_table
 

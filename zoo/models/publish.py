@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.config.catalog import shipped
 from zoo.errors import CheckpointError, ConfigError
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.models.stored import FOLDER, HUB, is_place
 from zoo.nn.backbone import Backbone
 from zoo.version import __version__

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from zoo.errors import CheckpointError
-from zoo.timm_models import as_published
+from zoo.models.published import as_published
 from zoo.weights.download import Expected, check, sha256_of
 from zoo.weights.files import SUFFIXES, read_checkpoint
 from zoo.weights.home import folder_of

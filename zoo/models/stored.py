@@ -11,7 +11,7 @@ import torch
 
 from zoo.config.catalog import shipped
 from zoo.errors import CheckpointError, shorten
-from zoo.timm_models import BACKBONE_ARGUMENTS, PREFIX
+from zoo.models.variants import BACKBONE_ARGUMENTS, PREFIX
 from zoo.weights.files import read_checkpoint
 from zoo.weights.store import hub_file
 from zoo.weights.verified import read_metadata, read_verified

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -53,7 +53,6 @@ class Backbone(nn.Module):
             variant's own.
         level_norm: give each stage's map a norm of its own, as the published detectors do; what `norm=True` of
             `forward_intermediates` then applies. A variant that has a norm at the end of every stage takes that.
-        ready: tensors that will be loaded next, by name: weights of their shapes are not drawn.
 
     Raises:
         ConfigError: if the parts of the configuration do not fit together.
@@ -69,7 +68,6 @@ class Backbone(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
         level_norm: bool = False,
-        ready: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         check(num_classes, Index, Where("num_classes"))
@@ -99,7 +97,7 @@ class Backbone(nn.Module):
         self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
         if config.init not in SCHEMES:
             raise (config.where / "init").unknown(config.init, SCHEMES, "scheme")
-        initialise(self, config.init, ready or {})
+        initialise(self, config.init)
 
     @property
     def head_hidden_size(self) -> int:

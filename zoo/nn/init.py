@@ -7,9 +7,8 @@ as convolutions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 
-import torch
 from torch import nn
 
 
@@ -64,12 +63,11 @@ SCHEMES: dict[str, Callable[[str, nn.Module, bool], None]] = {
 }
 
 
-def initialise(model: nn.Module, scheme: str, ready: Mapping[str, torch.Tensor]) -> None:
-    """Draw the weights of every layer of `model` by the named scheme, but of those that `ready` has tensors for."""
+def initialise(model: nn.Module, scheme: str, ready: Container[str] = ()) -> None:
+    """Draw the weights of every layer of `model` by the named scheme, but of those whose parameters are all `ready`."""
     pointwise = {
         f"{name}.{child}" for name, module in model.named_modules() for child in getattr(module, "POINTWISE", ())
     }
     for name, module in model.named_modules():
-        own = {f"{name}.{key}": value for key, value in module.named_parameters(recurse=False)}
-        if not all(key in ready and ready[key].shape == value.shape for key, value in own.items()):
+        if not all(key in ready for key, _ in module.named_parameters(name, recurse=False)):
             SCHEMES[scheme](name, module, name in pointwise)

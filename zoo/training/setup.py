@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from zoo.config.catalog import shipped, tree_of
 from zoo.errors import ConfigError, Where
-from zoo.models.create import backbone_of, create_model
+from zoo.models.create import create_model
+from zoo.models.load import backbone_of
 from zoo.models.param_groups import parameter_groups
 from zoo.nn.backbone import Backbone
 from zoo.nn.block import Block

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from zoo.errors import ConfigError
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.training.data.classes import imagenet_names
 from zoo.training.data.loading import validation_loader
 from zoo.training.data.splits import Split, class_names, open_validation

@@ -13,7 +13,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from zoo.config.schema import Range, check
 from zoo.errors import ConfigError, Where
-from zoo.models.create import backbone_of, create_model
+from zoo.models.create import create_model
+from zoo.models.load import backbone_of
 
 
 class TorchvisionBackbone(nn.Module):

@@ -14,7 +14,7 @@ from timm.data import resolve_data_config, resolve_model_data_config
 from torch import nn
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from zoo.models.create import backbone_of
+from zoo.models.load import backbone_of
 from zoo.vision.arrays import from_array, from_picture, is_array
 from zoo.vision.folders import printable
 

@@ -13,8 +13,9 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import nn
 
 from zoo.errors import CheckpointError
-from zoo.models.create import create_model, split_tag
+from zoo.models.create import create_model
 from zoo.models.stored import describes_itself, is_stored
+from zoo.models.variants import split_tag
 from zoo.vision.images import input_config
 
 DEFAULT = "davit_tiny"

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,45 +42,6 @@ class Conversion:
     key_set: str
     dropped: tuple[str, ...]
     prefix: str
-
-
-def convert(
-    state: Mapping[str, torch.Tensor],
-    key_sets: Mapping[str, KeySet],
-    targets: Mapping[str, torch.Tensor],
-    optional: Container[str] = (),
-) -> Conversion:
-    """Rename and transform `state` to the names in `targets`.
-
-    Of the published forms, and of the parts that have a prefix in common, the one is taken whose renamed keys match the
-    most targets: `backbone.` of a detector, `model.` of a training script. Shapes are left to the caller.
-
-    Args:
-        optional: targets that may be missing.
-
-    Raises:
-        CheckpointError: naming the first missing and unexpected keys.
-    """
-    part = recognise(state, key_sets, targets)
-    missing = [key for key in targets if key not in part.pieces and key not in optional]
-    unexpected, repeated = part.unexpected(targets), part.repeated()
-    if missing or unexpected or repeated:
-        form = f"read as a checkpoint in {part.key_set!r} form"
-        if part.prefix:
-            form += f" under {part.prefix!r}"
-        if part.matches(targets) and not part.has_classifier():
-            form += (
-                ", of a detector, segmenter or pyramid, without a classifier, which a model with features_only=True "
-                "or with a new classifier (num_classes=...) takes"
-            )
-        raise mismatch(form, missing, unexpected, repeated)
-    rules = {} if part.key_set == OWN else key_sets[part.key_set].transforms
-    tensors = {
-        name: _transform(name, _assemble(name, parts, part.state), rules, targets[name].shape)
-        for name, parts in part.pieces.items()
-    }
-    beside = (key for key in state if not key.startswith(part.prefix))
-    return Conversion(tensors, part.key_set, (*part.renaming.dropped, *beside), part.prefix)
 
 
 @dataclass(frozen=True, order=True)
@@ -124,6 +85,55 @@ class Part:
     def has_classifier(self) -> bool:
         """Whether it is of a classifier, and not of a detector's backbone or a pyramid."""
         return any(name.startswith(HEAD) for name in self.pieces)
+
+
+Optional = Callable[[Part], tuple[str, ...]]
+"""Of a checkpoint the beginnings of the names that it may lack."""
+
+
+def nothing(part: Part) -> tuple[str, ...]:
+    """A checkpoint has to be whole."""
+    return ()
+
+
+def convert(
+    state: Mapping[str, torch.Tensor],
+    key_sets: Mapping[str, KeySet],
+    targets: Mapping[str, torch.Tensor],
+    optional: Optional = nothing,
+) -> Conversion:
+    """Rename and transform `state` to the names in `targets`.
+
+    Of the published forms, and of the parts that have a prefix in common, the one is taken whose renamed keys match the
+    most targets: `backbone.` of a detector, `model.` of a training script. Shapes are left to the caller.
+
+    Args:
+        optional: what the targets begin with that may be missing.
+
+    Raises:
+        CheckpointError: naming the first missing and unexpected keys.
+    """
+    part = recognise(state, key_sets, targets)
+    may_lack = optional(part)
+    missing = [key for key in targets if key not in part.pieces and not key.startswith(may_lack)]
+    unexpected, repeated = part.unexpected(targets), part.repeated()
+    if missing or unexpected or repeated:
+        form = f"read as a checkpoint in {part.key_set!r} form"
+        if part.prefix:
+            form += f" under {part.prefix!r}"
+        if part.matches(targets) and not part.has_classifier():
+            form += (
+                ", of a detector, segmenter or pyramid, without a classifier, which a model with features_only=True "
+                "or with a new classifier (num_classes=...) takes"
+            )
+        raise mismatch(form, missing, unexpected, repeated)
+    rules = {} if part.key_set == OWN else key_sets[part.key_set].transforms
+    tensors = {
+        name: _transform(name, _assemble(name, parts, part.state), rules, targets[name].shape)
+        for name, parts in part.pieces.items()
+    }
+    beside = (key for key in state if not key.startswith(part.prefix))
+    return Conversion(tensors, part.key_set, (*part.renaming.dropped, *beside), part.prefix)
 
 
 def recognise(state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Container[str]) -> Part:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from zoo.config.model import KeySet
-from zoo.weights.convert import check_tensors, convert
+from zoo.weights.convert import Optional, check_tensors, convert, nothing
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def fit(
     key_sets: Mapping[str, KeySet],
     targets: Targets,
     free: Container[str] = (),
-    optional: Container[str] = (),
+    optional: Optional = nothing,
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """`state` under our names, and the report of what that took.
 
@@ -66,7 +66,7 @@ def fit(
         key_sets: the variant's key rules.
         targets: every name of the variant, with a tensor of its shape and kind.
         free: names whose shape may differ from the target's.
-        optional: names that the checkpoint may lack.
+        optional: what names begin with that the checkpoint may lack.
 
     Raises:
         CheckpointError: if keys or shapes do not fit.

@@ -125,7 +125,7 @@ class _Nothing(StandIn):
     """In place of everything that a pickle makes while only its names are asked for."""
 
     def ignore(self, *args: Any) -> None:
-        pass
+        """What the file does to it."""
 
     __setitem__ = append = extend = add = ignore
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels.exporting import exporting
-from zoo.kernels.sizes import always, steps
+from zoo.kernels.sizes import always, ceil_div
 from zoo.nn.layers.hooks import is_hooked
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
@@ -73,5 +73,5 @@ def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
 
 
 def _lacking(length: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    total = max((steps(length, stride) - 1) * stride + kernel - length, 0)
+    total = max((ceil_div(length, stride) - 1) * stride + kernel - length, 0)
     return total // 2 - padding, total - total // 2 - padding

@@ -22,7 +22,7 @@ def apply_norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Layer norms are of the last axis. Batch norms are of NCHW, and so is what replaces them: synchronised and frozen
     ones, group norms.
     """
-    if isinstance(norm, nn.LayerNorm | nn.Identity) or hasattr(_inside(norm), "normalized_shape"):
+    if isinstance(norm, (nn.LayerNorm, nn.Identity)) or hasattr(_inside(norm), "normalized_shape"):
         return norm(x)
     return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 

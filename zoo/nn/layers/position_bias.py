@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.sizes import always, same, steps
+from zoo.kernels.sizes import always, ceil_div, same
 from zoo.nn.layers import cpu
 from zoo.nn.layers.per_size import per_size
 from zoo.nn.layers.per_weights import per_weights
@@ -220,7 +220,7 @@ def pooled_distances(
     distance = 2 * position[:, None] - twice
     step = 2 if always(length % pooled == 0) else 1
     lowest = -((pooled - 1) * length // pooled + length - 1)
-    highest = 2 * (length - 1) - (steps(length, pooled) - 1)
+    highest = 2 * (length - 1) - (ceil_div(length, pooled) - 1)
     distances = torch.arange(lowest, highest + 1, step, device=device) / 2
     scaled = 8 * distances / (pretrained - 1)
     return scaled.sign() * scaled.abs().add(1).log2() / 3, (distance - lowest) // step

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.config.schema import Count, Size
 from zoo.kernels import window_attention
-from zoo.kernels.sizes import crop_map, pad_to_multiple, steps
+from zoo.kernels.sizes import ceil_div, crop_map, pad_to_multiple
 from zoo.nn.layers import cpu
 from zoo.nn.layers.heads import count_heads, split_heads
 from zoo.nn.layers.position_bias import DynamicBias, MlpBias, TableBias
@@ -77,5 +77,5 @@ class WindowAttention(nn.Module):
         if self.shrink and (height < self.least_side or width < self.least_side):
             return (min(height, width),) * 2, (1, 1)
         if self.interval == "grid":
-            return self.size, (steps(height, self.size[0]), steps(width, self.size[1]))
+            return self.size, (ceil_div(height, self.size[0]), ceil_div(width, self.size[1]))
         return self.size, (self.interval,) * 2

@@ -1,0 +1,107 @@
+"""Models out of what was resolved, described and wrapped by timm's builder, so that timm's tools find all they want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.layers import Format, is_exportable
+from timm.models import build_model_with_cfg
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from zoo.config.catalog import shipped
+from zoo.errors import ConfigError
+from zoo.kernels.sizes import ceil_div
+from zoo.models.resolve import Resolved, assemble
+from zoo.models.variants import LEVEL_NORMS, PREFIX, adaptable, default_cfg, first_convolution, with_channels
+from zoo.weights.convert import Part
+from zoo.weights.files import as_state_dict
+from zoo.weights.load import fit
+from zoo.weights.manifest import default_checkpoint
+
+
+class FeaturePyramid(FeatureGetterNet):
+    """timm's feature wrapper around a `Backbone`, which also takes the mask of a padded batch.
+
+    `feature_info` tells channels, reductions and modules of the maps.
+    """
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Images (B, in_chans, H, W) to one map (B, C, H / stride, W / stride) a level, fine to coarse.
+
+        Args:
+            mask: (B, H, W), true where a pixel is of the image, as for `Backbone.forward_intermediates`.
+        """
+        fmt = "NHWC" if self.output_fmt == Format.NHWC else "NCHW"
+        return self.model.forward_intermediates(
+            x, self.out_indices, self.norm, output_fmt=fmt, intermediates_only=True, mask=mask
+        )
+
+
+def build(
+    resolved: Resolved, pretrained: bool = False, pretrained_cfg: Any = None, exportable: bool = False, **wrap: Any
+) -> nn.Module:
+    """A model with its weights.
+
+    Args:
+        pretrained: let timm load weights from where its description says.
+        pretrained_cfg: timm's description of the weights, or the tag of one; None for ours.
+        exportable: always run PyTorch's own operators alone.
+        wrap: other arguments of timm's builder: `features_only`, `out_indices`, ...
+
+    Raises:
+        ConfigError: for parts that do not fit together, or a feature wrapper that does not work.
+    """
+    if (wrapper := wrap.get("feature_cls")) in ("hook", "list", "dict", "fx"):
+        raise ConfigError(
+            f"feature_cls is {wrapper!r}, but a zoo model is more than its modules in turn: "
+            "leave it out, features_only=True gives the same maps"
+        )
+    config, backbone = resolved.config, assemble(resolved)
+    levels = {"out_indices": tuple(range(len(config.stages))), "feature_cls": FeaturePyramid}
+    model = build_model_with_cfg(
+        lambda **settings: backbone,
+        PREFIX + config.name,
+        pretrained,
+        pretrained_cfg=pretrained_cfg or _description(resolved),
+        pretrained_filter_fn=_ours,
+        feature_cfg=levels | ({"norm": True} if resolved.settings.get("level_norm") else {}),
+        in_chans=backbone.in_chans,
+        **wrap,
+    )
+    reduction = backbone.feature_info[-1]["reduction"]
+    for module in {model, backbone}:
+        module.pretrained_cfg.pop("state_dict", None)
+        module.pretrained_cfg["first_conv"] = first_convolution(config)
+        module.pretrained_cfg["pool_size"] = tuple(ceil_div(side, reduction) for side in config.img_size)
+    for stage in backbone.stages:
+        stage.exportable = exportable or is_exportable()
+    return model
+
+
+def _description(resolved: Resolved) -> dict[str, Any]:
+    """What timm wants to know of a model and of its weights, or of those that `pretrained=True` would bring."""
+    config, entry = resolved.config, resolved.entry
+    if entry is None and config.source in shipped():
+        entry = default_checkpoint(config.source)
+    about = default_cfg(config, entry) | {"architecture": PREFIX + config.name, "tag": entry and entry.tag}
+    about |= {"input_size": (resolved.channels or 3, *config.img_size), **resolved.described}
+    if resolved.classes is not None:
+        about["num_classes"] = resolved.classes
+    if resolved.settings.get("num_classes") not in (None, about.get("num_classes", 1000)):
+        about |= {"label_names": None, "label_descriptions": None}
+    return about
+
+
+def _ours(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """What timm loads, in any published form, under our names, with the model's own norms of levels and channels."""
+    own = model.state_dict()
+    levels = {name: value for name, value in own.items() if name.startswith(LEVEL_NORMS)}
+
+    def absent(part: Part) -> tuple[str, ...]:
+        return (LEVEL_NORMS,)
+
+    tensors = fit(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), absent)[0]
+    return levels | with_channels(tensors, model.config, model.in_chans)

@@ -1,0 +1,185 @@
+"""From a name to a configuration and weights that fit it: parsed once, read once, converted once, built once.
+
+A model with weights is built on the meta device, which draws and copies nothing, and takes their tensors as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import torch
+
+from zoo.config.catalog import load_config, shipped
+from zoo.config.model import ModelConfig
+from zoo.errors import CheckpointError
+from zoo.models import stored
+from zoo.models.limits import on_meta
+from zoo.models.load import may_lack
+from zoo.models.published import published_tensors
+from zoo.models.variants import (
+    CLASSIFIER,
+    StateDict,
+    adaptable,
+    first_convolutions,
+    shapes_of,
+    split_tag,
+    with_channels,
+)
+from zoo.nn.backbone import Backbone
+from zoo.nn.init import initialise
+from zoo.weights.convert import Optional
+from zoo.weights.files import Found, find
+from zoo.weights.load import fit, nonfinite
+from zoo.weights.manifest import Checkpoint, default_checkpoint
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a name, weights and overrides stand for.
+
+    Attributes:
+        settings: arguments of the `Backbone`; classes and channels are those of the weights where they are not given.
+        tensors: weights under our names that fit `config`; None for weights that are to be drawn.
+        classes, channels: of the weights; None where they do not tell.
+        described: how an image must be prepared and the like, in timm's words, beside what the variant says.
+        entry: the published checkpoint that the weights are.
+        blueprint: with weights the model on the meta device, which `assemble` makes a real one.
+    """
+
+    config: ModelConfig
+    settings: Mapping[str, Any]
+    tensors: StateDict | None = None
+    classes: int | None = None
+    channels: int | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
+    entry: Checkpoint | None = None
+    blueprint: Backbone | None = None
+
+
+def resolve(
+    name: str,
+    pretrained: bool = False,
+    checkpoint: str | PathLike[str] | StateDict | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    use_ema: bool = True,
+    dense: bool = False,
+    levels: Sequence[int] | None = None,
+    **settings: Any,
+) -> Resolved:
+    """Configuration and weights of a model; arguments as for `zoo.create_model`.
+
+    Args:
+        dense: take a checkpoint without a classifier.
+        levels: of a pyramid, so that a checkpoint may lack the stages after the last of them; None for all.
+        settings: arguments of the `Backbone`.
+
+    Raises:
+        ConfigError: for an unknown name or key, or parts that do not fit together.
+        CheckpointError: if weights cannot be had, read or fitted.
+    """
+    overrides, described, entry, found = dict(overrides or {}), {}, None, None
+    if checkpoint is not None:
+        if pretrained or stored.is_stored(name):
+            given = "pretrained=True" if pretrained else name
+            raise CheckpointError(f"{given} and checkpoint= both name weights: pass one of them")
+        found = find(checkpoint, use_ema)
+    elif stored.is_stored(name):
+        kept = stored.read(name)
+        name, pretrained, found = kept.variant, False, Found(kept.tensors)
+        overrides, described = {**kept.overrides, **overrides}, kept.described
+    variant, tag = split_tag(name)
+    config = load_config(variant, overrides)
+    if pretrained:
+        if (entry := default_checkpoint(variant, tag)) is None:
+            raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
+        found = Found(published_tensors(entry))
+    if found is None:
+        if overrides or variant not in shipped():
+            on_meta(config, **_known(settings))
+        return Resolved(config, settings)
+    spare = _spare(config, levels)
+    fitted = _fitted(config, found, may_lack(spare, dense), settings)
+    if isinstance(checkpoint, Mapping):  # which stays its owner's
+        fitted = replace(fitted, tensors={key: value.clone() for key, value in fitted.tensors.items()})
+    return replace(fitted, described=described, entry=entry)
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]:
+    """What the names of stages begin with that a pyramid does without."""
+    count = len(config.stages)
+    chosen = () if levels is None or isinstance(levels, int) else levels
+    inside = [level % count for level in chosen if -count <= level < count]
+    return tuple(f"stages.{i}." for i in range(max(inside) + 1, count)) if inside else ()
+
+
+def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any]) -> Resolved:
+    """Weights in any published form under our names, on a blueprint of their model."""
+    blueprint = on_meta(config, **_known(settings))
+    targets = shapes_of(config, blueprint)
+    tensors, _ = fit(found.tensors, config.checkpoints, targets, adaptable(config), optional)
+    if any(value.is_meta for value in tensors.values()) and torch.get_default_device().type != "meta":
+        raise CheckpointError("the checkpoint is on the meta device, which holds no numbers: load one with values")
+    nonfinite(tensors)
+    classifier = tensors.get(f"{CLASSIFIER}.weight")
+    first = next((tensors[f"{name}.weight"] for name in first_convolutions(config)), None)
+    return Resolved(
+        config,
+        settings,
+        tensors,
+        classes=None if classifier is None else len(classifier),
+        channels=None if first is None else first.shape[1],
+        blueprint=blueprint,
+    )
+
+
+def assemble(resolved: Resolved) -> Backbone:
+    """The model itself: weights are taken as they are, but that another number of channels is adapted, and that a
+    classifier for other classes and norms that the weights lack are new.
+
+    Once for a `Resolved`, whose blueprint and tensors become the model.
+    """
+    settings, blueprint = _known(resolved.settings), resolved.blueprint
+    if blueprint is None:
+        return Backbone(resolved.config, **settings)
+    classes = settings.setdefault("num_classes", resolved.classes or 0)
+    channels = settings.setdefault("in_chans", resolved.channels or 3)
+    if channels != blueprint.in_chans:
+        blueprint = on_meta(resolved.config, **settings)
+    elif classes != blueprint.num_classes:
+        with torch.device("meta"):
+            blueprint.reset_classifier(classes)
+    _take(blueprint, with_channels(resolved.tensors, resolved.config, channels))
+    return blueprint
+
+
+def _take(blueprint: Backbone, tensors: StateDict) -> None:
+    """Make tensors the parameters of a model on the meta device, and draw those that they lack.
+
+    Stages that a pyramid does without may stay on the meta device.
+    """
+    own, device = blueprint.state_dict(), torch.get_default_device()
+    taken = {
+        name: _alone(tensors[name].to(device, value.dtype))
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape == value.shape
+    }
+    blueprint.load_state_dict(taken, strict=False, assign=True)
+    for name, module in blueprint.named_modules():
+        values = [*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False)]
+        if hasattr(module, "reset_parameters") and values and not any(key in taken for key, _ in values):
+            module.to_empty(device=device, recurse=False)
+            module.reset_parameters()
+    initialise(blueprint, blueprint.config.init, taken)
+
+
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    """A tensor that shares its memory with no other, as slices of a published one do."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
