@@ -25,9 +25,9 @@ def _parameters() -> list:
 
 def load(record: golden.Golden) -> torch.nn.Module:
     info = record.info
-    model = zoo.create_model(info["variant"], num_classes=info["num_classes"], **info.get("options", {})).eval()
+    model = zoo.create_model(info["variant"], checkpoint=record.state_dict(), **info.get("options", {})).eval()
     assert sum(p.numel() for p in model.parameters()) == info["num_params"]
-    model.load_state_dict(zoo.convert_checkpoint(record.state_dict(), info["variant"]), strict=True)
+    assert model.num_classes == info["num_classes"]
     return model
 
 

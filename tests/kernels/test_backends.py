@@ -50,8 +50,12 @@ FIRST = [(operation, _module(operation).AWKWARD[0]) for operation in OPERATIONS]
 STRIDED = [("native", *c) for c in AWKWARD] + [("triton", *c) for c in (FIRST if DEVICE == "cpu" else AWKWARD)]
 REPEATED = [("native", *c) for c in AWKWARD] + [("triton", *c) for c in (() if DEVICE == "cpu" else AWKWARD)]
 """Awkward cases; the interpreter runs programs one after the other, so that two runs of it cannot but be equal."""
-LARGE = ("nat_tiny stage 0", "dinat_tiny stage 0", "maxvit_tiny_tf_512 stage 1 grid")
-"""Like other cases but on a larger map, which the interpreter takes half a minute for."""
+LARGE = {
+    *("nat_tiny stage 0", "nat_tiny stage 1", "dinat_tiny stage 0", "dinat_base stage 1"),
+    *("dinat_large_384_11x11 stage 2", "maxvit_tiny_tf_512 stage 1 grid", "maxvit_tiny_tf_224 stage 0 window"),
+    *("maxvit_tiny_tf_224 stage 0 grid", "davit_tiny stage 0", "biformer_tiny stage 0", "transnext_micro stage 0"),
+}
+"""Like later stages and awkward cases but on a larger map, which the interpreter takes half a minute and more for."""
 
 
 def _for_the_interpreter() -> list:

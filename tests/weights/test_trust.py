@@ -148,7 +148,7 @@ def test_a_file_outside_of_the_cache_is_no_name(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(manifest, "MANIFEST", tmp_path / "weights_manifest.yaml")
     manifest.MANIFEST.write_text(text)
     with pytest.raises(zoo.ConfigError, match="file"):
-        manifest.checkpoints.__wrapped__()
+        manifest.checkpoints()
 
 
 @pytest.mark.parametrize(

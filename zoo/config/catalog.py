@@ -88,7 +88,12 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     Raises:
         ConfigError: if there is no such variant or the configuration is not valid.
     """
-    path, variant = _locate(check(name, str, Where("model name")))
+    name = check(name, str, Where("model name"))
+    return _load(name, overrides) if overrides or name not in shipped() else _load_shipped(name)
+
+
+def _load(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    path, variant = _locate(name)
     tree, where = _resolve(path, variant)
     place, overrides = Where(f"overrides of {name}"), dict(overrides or {})
     changes = check_mapping({key: value for key, value in overrides.items() if key != "output_stride"}, place)
@@ -98,6 +103,9 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     config = replace(parse_model(variant or path.stem, tree, where), source=name, overrides=overrides)
     stride = check(overrides.get("output_stride"), Count | None, place / "output_stride")
     return config if stride is None else dilate(config, stride)
+
+
+_load_shipped = cache(_load)
 
 
 def tree_of(name: str) -> dict[str, Any]:

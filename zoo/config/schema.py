@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from zoo.errors import ConfigError, Where
@@ -115,10 +116,15 @@ def dataclass_from_yaml(cls: type, value: Any, where: Where) -> Any:
     """An instance of the frozen dataclass `cls`, its fields checked against their annotations."""
     if isinstance(value, cls):
         return value
-    annotations = typing.get_type_hints(cls, include_extras=True)
+    return cls(**check_fields(check_mapping(value, where), *_fields(cls), where))
+
+
+@cache
+def _fields(cls: type) -> tuple[dict[str, Any], set[str]]:
+    """The annotations of a dataclass, and the fields that must be given."""
     missing = dataclasses.MISSING
     required = {f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing}
-    return cls(**check_fields(check_mapping(value, where), annotations, required, where))
+    return typing.get_type_hints(cls, include_extras=True), required
 
 
 def _describe(annotation: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -46,23 +47,29 @@ class Registry(dict[str, type[nn.Module]]):
             ConfigError: for unknown, missing or wrong keys, or when the parts do not fit together.
         """
         cls = self.find(part.type, part.where / "type")
-        arguments = inspect.signature(cls).parameters
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)
-        keys = {a.name: hints[a.name] for a in arguments.values() if a.kind is a.KEYWORD_ONLY}
-        required = {a.name for a in arguments.values() if a.kind is a.KEYWORD_ONLY and a.default is a.empty}
+        widths, keys, required = _arguments(cls)
         params = check_fields(part.params, keys, required, part.where)
-        if "dim_in" not in arguments and context["dim_in"] != context["dim"]:
+        if "dim_in" not in widths and context["dim_in"] != context["dim"]:
             raise ConfigError(
                 f"{part.where}: {part.type!r} cannot change the width from {context['dim_in']} to {context['dim']}; "
                 "give the stage an embed, or begin its block with a branch that can"
             )
-        positional = {a.name: context[a.name] for a in arguments.values() if a.kind is not a.KEYWORD_ONLY}
         try:
-            return cls(**positional, **params)
+            return cls(**{name: context[name] for name in widths}, **params)
         except ConfigError:
             raise
         except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError, ZeroDivisionError) as error:
             raise ConfigError(f"{part.where}: {part.type!r} cannot be built: {shorten(str(error), 300)}") from error
+
+
+@cache
+def _arguments(cls: type[nn.Module]) -> tuple[list[str], dict[str, Any], set[str]]:
+    """The positional arguments of a part, its configuration keys with their annotations, and those that it needs."""
+    arguments = inspect.signature(cls).parameters.values()
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    keys = {a.name: hints[a.name] for a in arguments if a.kind is a.KEYWORD_ONLY}
+    required = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is a.empty}
+    return [a.name for a in arguments if a.kind is not a.KEYWORD_ONLY], keys, required
 
 
 EMBEDS = Registry("embed")

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from zoo.config.catalog import CONFIG_DIR, read_yaml
@@ -64,31 +65,39 @@ class Checkpoint:
 
 
 @cache
+def _entries(path: Path) -> dict[str, Any]:
+    return check_mapping(read_yaml(path).get("checkpoints"), Where(str(path), ("checkpoints",)))
+
+
+@cache
+def _fields() -> dict[str, Any]:
+    hints = typing.get_type_hints(Checkpoint, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(Checkpoint) if field.name != "id"}
+
+
+@cache
+def _checkpoint(path: Path, key: str) -> Checkpoint:
+    here = Where(str(path)) / "checkpoints" / key
+    annotations = _fields()
+    values = check_fields(check_mapping(_entries(path)[key], here), annotations, set(annotations), here)
+    for name, pattern in PATTERNS.items():
+        if values[name] is not None and not re.fullmatch(pattern, values[name]):
+            raise (here / name).error(values[name], f"text of the form {pattern}")
+    return Checkpoint(id=key, **values)
+
+
 def checkpoints() -> tuple[Checkpoint, ...]:
     """Every entry, in the order of the file: the first of a variant that a machine can fetch is its default.
 
     Raises:
         ConfigError: for a missing, unknown or malformed field.
     """
-    where = Where(str(MANIFEST))
-    hints = typing.get_type_hints(Checkpoint, include_extras=True)
-    required = {field.name for field in fields(Checkpoint)} - {"id"}
-    annotations = {name: hints[name] for name in required}
-    entries = check_mapping(read_yaml(MANIFEST).get("checkpoints"), where / "checkpoints")
-    found = []
-    for key, entry in entries.items():
-        here = where / "checkpoints" / key
-        values: dict[str, Any] = check_fields(check_mapping(entry, here), annotations, required, here)
-        for name, pattern in PATTERNS.items():
-            if values[name] is not None and not re.fullmatch(pattern, values[name]):
-                raise (here / name).error(values[name], f"text of the form {pattern}")
-        found.append(Checkpoint(id=key, **values))
-    return tuple(found)
+    return tuple(_checkpoint(MANIFEST, key) for key in _entries(MANIFEST))
 
 
 def checkpoints_of(variant: str) -> tuple[Checkpoint, ...]:
     """The published checkpoints of one variant."""
-    return tuple(entry for entry in checkpoints() if entry.variant == variant)
+    return tuple(_checkpoint(MANIFEST, key) for key in _entries(MANIFEST) if key.partition(".")[0] == variant)
 
 
 def default_checkpoint(variant: str, tag: str | None = None) -> Checkpoint | None:

@@ -154,10 +154,12 @@ class _Names(pickle._Unpickler):
         return self
 
     def find_class(self, module: str, name: str) -> type[_Nothing]:
+        """Note a name under which the file looks something up."""
         self.names.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
         return _Nothing
 
     def persistent_load(self, saved: Any) -> _Nothing:
+        """Note a storage: ("storage", its type, its key, ...)."""
         self.storages.add(saved[2])
         return _Nothing()
 
