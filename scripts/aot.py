@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -160,7 +161,8 @@ def specialised(kernel, arguments: tuple, options: dict[str, object]) -> Kernel:
         free = not parameter.do_not_specialize
         whole = isinstance(value, int) and not isinstance(value, bool)
         if parameter.is_constexpr or value is None or (whole and value == 1 and free):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            plain = value.value if isinstance(value, tl.constexpr) else value  # Triton 3.3 cannot hash the other
+            signature[parameter.name], constants[parameter.name] = "constexpr", plain
             continue
         signature[parameter.name] = type_of(value)
         number = value.data_ptr() if isinstance(value, torch.Tensor) else value if whole else 1

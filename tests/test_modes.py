@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch._dynamo.utils import counters
+from torch.torch_version import TorchVersion
 
 import zoo
 from tests import golden
@@ -65,7 +66,7 @@ def test_changing_the_size_does_not_compile_for_ever(small: str) -> None:
             # Of regions with nearly equal scores, another rounding chooses another.
             assert close(compiled(images), model(images), 1e-2 if routed else 1e-4)
         seen.append(counters["stats"]["unique_graphs"])
-    assert seen[-1] <= 3
+    assert seen[-1] <= (3 if TorchVersion(torch.__version__) >= "2.8" else 4)
 
 
 def test_autocast(model: torch.nn.Module) -> None:
