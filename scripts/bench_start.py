@@ -22,7 +22,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 import zoo
-from zoo.weights.home import folder_of
+from zoo.files import folder_of
 from zoo.weights.manifest import default_checkpoint
 
 MODELS = ("davit_tiny", "maxvit_tiny_tf_224")

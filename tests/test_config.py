@@ -82,7 +82,7 @@ def test_first_holds_for_block_zero_and_at_for_the_listed_ones() -> None:
 
 
 def test_sizes_follow_the_image() -> None:
-    config = parse(**{"img_size": [64, 96], "block.attn.size": "img_size/16"})
+    config = parse(**{"img_size": [64, 96], "block.attn.size": "${img_size/16}"})
     assert config.stages[0].blocks[0][0].part.params["size"] == (4, 6)
 
 
@@ -133,7 +133,7 @@ def test_configs_are_frozen() -> None:
         ({"downsample": None}, ["stages.1", "16", "32", "embed"]),
         ({"init": "kaiming"}, ["init", "kaiming", "trunc_normal"]),
         ({"block.training": {"type": "mlp"}}, ["training", "taken"]),
-        ({"block.attn.size": "img_size/128"}, ["img_size", "128"]),
+        ({"block.attn.size": "${img_size/128}"}, ["img_size", "128"]),
         ({"block.mlp.layer_scale": -1}, ["layer_scale", "-1"]),
         ({"drop_path_rate": 1.5}, ["drop_path_rate", "1.5"]),
         ({"stages.1.dim": 65536}, ["parameters", "at most"]),
@@ -191,7 +191,7 @@ def test_names_that_do_not_exist(tmp_path: Path) -> None:
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([]), st.just({}),
     st.lists(st.integers(-3, 3), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
-    st.just({"cycle": []}), st.just({"cycle": [1], "x": 2}), st.just({"type": "mlp"}), st.just("img_size/0"),
+    st.just({"cycle": []}), st.just({"cycle": [1], "x": 2}), st.just({"type": "mlp"}), st.just("${img_size/0}"),
 )  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def test_public_signatures_are_frozen() -> None:
     create = (
         "(name, pretrained=False, *, checkpoint=None, num_classes=None, in_chans=None, img_size=None, "
         "features_only=False, out_indices=None, level_norm=False, output_stride=None, drop_path_rate=None, "
-        "drop_rate=0.0, exportable=False, use_ema=True, **overrides)"
+        "drop_rate=0.0, exportable=False, use_ema=True, overrides=None, **keys)"
     )
     expected = {
         "create_model": create,
@@ -332,6 +332,36 @@ def test_public_signatures_are_frozen() -> None:
         bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         assert str(signature.replace(parameters=bare, return_annotation=signature.empty)) == text
     assert typing.get_type_hints(zoo.create_model)["return"] is nn.Module
+
+
+WIDE = {"block.mlp.ratio": 1, "stages.2.depth": 1}
+
+
+def test_overrides_are_given_in_either_way() -> None:
+    wide, same = (zoo.create_model("davit_tiny", **way) for way in ({"overrides": WIDE}, WIDE))
+    assert [p.shape for p in wide.parameters()] == [p.shape for p in same.parameters()]
+    assert zoo.create_model(
+        "transnext_micro", overrides={"fixed_pool_size": 5}, fixed_pool_size=7
+    ).config.overrides == {"fixed_pool_size": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("davit_tiny.pth", {}, "checkpoint='davit_tiny.pth'"),
+        ("zoo_davit_tiny", {}, "'davit_tiny'"),
+        ("davit_tiny", {"checkpoint_path": "x.pth"}, "checkpoint="),
+    ],
+)
+def test_words_of_timm_are_understood(name: str, settings: dict, words: str) -> None:
+    with pytest.raises(zoo.ConfigError, match=words):
+        zoo.create_model(name, **settings)
+
+
+@pytest.mark.parametrize("value", ["${imgsize/32}", "${img_size/0}", "${img_size/32", "${}", "${img_size*2}"])
+def test_references_name_something(value: str) -> None:
+    with pytest.raises(zoo.ConfigError, match=r"attn\.size: found|unknown"):
+        zoo.create_model("maxvit_tiny_tf_224", overrides={"block.wattn.size": value})
 
 
 def test_every_shipped_variant_is_described() -> None:

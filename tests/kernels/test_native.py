@@ -14,8 +14,8 @@ from zipfile import ZipFile
 import pytest
 import torch
 
+from zoo.files import home
 from zoo.kernels import build, explain_backend, native, neighborhood_attention, use_backend
-from zoo.weights.home import home
 
 RUN = (
     "import torch; from zoo.kernels import native, neighborhood_attention as attend;"

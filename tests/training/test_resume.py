@@ -99,7 +99,7 @@ def test_a_damaged_state_is_passed_over(tiny: Callable[..., Recipe], tmp_path: P
         train(recipe, tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("call", ["save_file", "flush", "os.replace"])
+@pytest.mark.parametrize("call", ["weights.verified.save_file", "files.flush", "files.os.replace"])
 def test_a_file_is_old_or_new_but_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "state.safetensors"
     write_verified(path, {"x": torch.zeros(3)}, {"step": "1"})
@@ -107,7 +107,7 @@ def test_a_file_is_old_or_new_but_never_half(tmp_path: Path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"zoo.weights.verified.{call}", full)
+    monkeypatch.setattr(f"zoo.{call}", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.* kept"):
         write_verified(path, {"x": torch.ones(3)}, {"step": "2"})
     monkeypatch.undo()

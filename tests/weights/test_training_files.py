@@ -34,7 +34,7 @@ from zoo.weights.files import read_checkpoint
 from zoo.weights.verified import write_verified
 
 NAME = "hybrid_window_channel_hilo"
-SMALL = {f"stages.{i}.depth": 1 for i in range(len(zoo.model_info(NAME).channels))}
+SMALL = {f"stages.{i}.depth": 1 for i in range(len(zoo.model_info(NAME).num_chs))}
 
 
 class Colour(enum.Enum):

@@ -68,8 +68,9 @@ def info(
     table.add_row("family", facts.family)
     table.add_row("parameters", f"{facts.params / 1e6:.2f} M")
     table.add_row("cost", f"{facts.gmacs:.2f} GMACs at {facts.img_size[0]} x {facts.img_size[1]}")
-    levels = zip(facts.reductions, facts.channels, strict=True)
+    levels = zip(facts.reductions, facts.num_chs, strict=True)
     table.add_row("pyramid", ", ".join(f"stride {stride}: {width}" for stride, width in levels))
+    table.add_row("stochastic depth", f"{facts.drop_path_rate:g} in training, unless drop_path_rate says otherwise")
     table.add_row("top-1", f"{facts.top1:.1f} % on ImageNet-1k, published" if facts.top1 else "not published")
     table.add_row(
         "licence", f"code {facts.licence_code or 'not stated'}, weights {facts.licence_weights or 'not stated'}"

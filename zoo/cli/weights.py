@@ -82,6 +82,7 @@ def convert(
         from safetensors.torch import save_file
 
         from zoo import convert_checkpoint
+        from zoo.files import written
         from zoo.version import __version__
         from zoo.weights.download import sha256_of
         from zoo.weights.files import read_checkpoint
@@ -90,7 +91,8 @@ def convert(
             raise ConfigError(f"{target}: expected a name that ends in .safetensors")
         tensors = convert_checkpoint(read_checkpoint(source), model)
         about = {"format": "pt", "variant": model, "source": source.name, "sha256": sha256_of(source)}
-        save_file(tensors, target, metadata={**about, "zoo": __version__})
+        with written(target) as aside:
+            save_file(tensors, aside, metadata={**about, "zoo": __version__})
     console.print(f"wrote {len(tensors)} tensors to {target}")
 
 

@@ -2,7 +2,7 @@
 
 * `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
 * `{cycle: [...]}` anywhere in a branch is taken by block index;
-* text that names `img_size` or one of the model's `options` becomes that value, and `img_size/32` its quotient.
+* `${img_size}`, or the name of one of the model's `options` there, becomes that value, `${img_size/32}` its quotient.
 """
 
 from __future__ import annotations
@@ -71,15 +71,22 @@ def take_cycles(node: Any, index: int, where: Where) -> Any:
     return node
 
 
+_REFERENCE = re.compile(r"\$\{(\w+)(?:/([1-9]\d{0,4}))?\}")
+
+
 def compute_values(node: Any, values: Mapping[str, Any], where: Where) -> Any:
-    """`node` with every text `name` or `name/N` replaced by the value of that name, or its whole quotient."""
+    """`node` with every text `${name}` or `${name/N}` replaced by the value of that name, or its whole quotient."""
     if isinstance(node, Mapping):
         return {key: compute_values(value, values, where / str(key)) for key, value in node.items()}
     if isinstance(node, list):
         return [compute_values(value, values, where / i) for i, value in enumerate(node)]
-    match = re.fullmatch(r"(\w+)(?:/([1-9]\d{0,4}))?", node) if isinstance(node, str) else None
-    if match is None or match[1] not in values:
+    if not isinstance(node, str) or not node.startswith("${"):
         return node
+    match = _REFERENCE.fullmatch(node)
+    if match is None:
+        raise where.error(node, "${name} or ${name/N}, N a whole number from 1 to 99999")
+    if match[1] not in values:
+        raise where.unknown(match[1], values, "option")
     value = values[match[1]]
     return value if match[2] is None else _divide(value, int(match[2]), where / match[1])
 

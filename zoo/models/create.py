@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -30,7 +30,8 @@ def create_model(
     drop_rate: float = 0.0,
     exportable: bool = False,
     use_ema: bool = True,
-    **overrides: Any,
+    overrides: Mapping[str, Any] | None = None,
+    **keys: Any,
 ) -> nn.Module:
     """A backbone with a classifier, or a feature pyramid.
 
@@ -53,12 +54,14 @@ def create_model(
         level_norm: give each map a norm of its own, as the published detectors of the family do.
         output_stride: the coarsest stride of a map, 8 or 16 instead of 32: later stages are dilated instead, which NAT
             and DiNAT can.
-        drop_path_rate: stochastic depth; None for the published rate of the variant.
+        drop_path_rate: stochastic depth of the last block; None for the rate that the variant was published with, 0.1
+            to 0.8, which is right for training from scratch and often too much for fine-tuning. timm's own is 0.
         drop_rate: dropout before the classifier.
         exportable: always run PyTorch's own operators alone, as `zoo export` writes them, for `torch.jit.trace` and
             other converters that look at what a model runs.
         use_ema: of a checkpoint that holds trained weights and their moving average take the average.
-        overrides: configuration keys, dotted for one value in a mapping: `**{"block.mlp.ratio": 3}`.
+        overrides: configuration keys, dotted for one value in a mapping: `{"block.mlp.ratio": 3}`.
+        keys: configuration keys without a dot, such as the options of a family.
 
     Returns:
         A `zoo.nn.backbone.Backbone`, or timm's feature wrapper around one.
@@ -69,12 +72,14 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
+    if "checkpoint_path" in keys:
+        raise ConfigError("checkpoint_path is timm's argument: here it is checkpoint=, a file or a state dict")
     changes = {"img_size": img_size, "output_stride": output_stride}
     resolved = resolve(
         name,
         pretrained,
         checkpoint,
-        {key: value for key, value in changes.items() if value is not None} | overrides,
+        {key: value for key, value in changes.items() if value is not None} | dict(overrides or {}) | keys,
         use_ema=use_ema,
         dense=features_only or num_classes is not None,
         levels=out_indices,

@@ -39,7 +39,8 @@ class ModelInfo:
         params: parameters, with a classifier of 1000 classes.
         gmacs: 1e9 multiply-adds of one forward pass at `img_size`, counted.
         img_size: (height, width) in pixels.
-        channels, reductions: of the four feature maps.
+        num_chs, reductions: channels and strides of the feature maps.
+        drop_path_rate: stochastic depth of the last block in training, unless `create_model` is told another.
         top1: published ImageNet-1k accuracy in percent, of the default checkpoint.
         licence_code, licence_weights: of the published code and of the default checkpoint.
         sources: where code, paper and weights are.
@@ -52,8 +53,9 @@ class ModelInfo:
     params: int
     gmacs: float
     img_size: tuple[int, int]
-    channels: tuple[int, ...]
+    num_chs: tuple[int, ...]
     reductions: tuple[int, ...]
+    drop_path_rate: float
     top1: float | None
     licence_code: str | None
     licence_weights: str | None
@@ -86,8 +88,9 @@ def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> Mode
         params=sum(p.numel() for p in model.parameters()),
         gmacs=counter.get_total_flops() / 2e9,
         img_size=size,
-        channels=tuple(level["num_chs"] for level in model.feature_info),
+        num_chs=tuple(level["num_chs"] for level in model.feature_info),
         reductions=tuple(level["reduction"] for level in model.feature_info),
+        drop_path_rate=config.drop_path_rate,
         top1=first and (first.top1 or first.top1_timm),
         licence_code=first and first.licence_code,
         licence_weights=first and first.licence_weights,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from zoo.errors import CheckpointError
+from zoo.files import folder_of, written
 from zoo.models.published import as_published
 from zoo.weights.download import Expected, check, sha256_of
 from zoo.weights.files import SUFFIXES, read_checkpoint
-from zoo.weights.home import folder_of
 from zoo.weights.manifest import Checkpoint, checkpoints
 
 
@@ -41,12 +40,10 @@ def keep(path: Path, entry: Checkpoint) -> Path:
     """
     check(path, Expected(entry.sha256, entry.size), str(path))
     target = folder_of(entry.id) / entry.file
-    temporary = target.with_name(f"{target.name}.import")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+        with FileLock(f"{target}.lock"), written(target) as aside:
+            shutil.copyfile(path, aside)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target

@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.config.catalog import is_file, load_config, shipped
 from zoo.config.model import ModelConfig
-from zoo.errors import Where
+from zoo.errors import ConfigError, Where
 from zoo.nn.backbone import Backbone
 from zoo.nn.embeds import input_convolutions
 from zoo.nn.layers.norm import build_norm
@@ -25,12 +25,20 @@ LEVEL_NORMS = "level_norms."
 DENSE_LACKS = ("head.", "norm.")
 """What detectors and pyramids are built without."""
 
+PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+"""Endings of checkpoint files that do not say which model they are of."""
+
 StateDict = Mapping[str, torch.Tensor]
 
 
 def split_tag(name: str) -> tuple[str, str | None]:
     """("davit_tiny", "msft_in1k") of "davit_tiny.msft_in1k"; names of files have no tag."""
     variant, _, tag = name.partition(".") if isinstance(name, str) and not is_file(name) else (name, "", "")
+    if isinstance(name, str) and name.endswith(PICKLED):
+        raise ConfigError(
+            f"{name!r} is a checkpoint that does not say which model it is of: name the model, and pass "
+            f"checkpoint={name!r}"
+        )
     if tag and variant in shipped() and tag not in (entry.tag for entry in checkpoints_of(variant)):
         raise Where(name).unknown(tag, (entry.tag for entry in checkpoints_of(variant)), "checkpoint")
     return variant, tag or None

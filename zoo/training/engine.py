@@ -13,6 +13,7 @@ from typing import Any
 from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
+from zoo.files import write_text
 from zoo.training.claim import RECIPE, check_claim, claimed
 from zoo.training.data.augmentation import left_out
 from zoo.training.data.loading import NOTHING, Batch
@@ -26,7 +27,6 @@ from zoo.training.report import write_history, write_report
 from zoo.training.setup import Parts, assemble
 from zoo.training.state import Progress, load_state, save_state, save_weights
 from zoo.training.step import Stepper
-from zoo.weights.verified import write_text
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 MOST_SKIPPED = 3

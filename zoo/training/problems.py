@@ -11,9 +11,9 @@ from typing import NoReturn
 from accelerate.utils import gather_object
 
 from zoo.errors import ConfigError
+from zoo.files import write_text
 from zoo.training.data.loading import Note
 from zoo.vision.folders import printable
-from zoo.weights.verified import write_text
 
 
 class Problems:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from zoo.files import write_text
 from zoo.models.create import create_model
 from zoo.training.data.splits import Split
 from zoo.training.evaluate import evaluate
@@ -20,7 +21,6 @@ from zoo.training.state import Progress
 from zoo.vision.arrays import grey
 from zoo.vision.images import ImageError, decode
 from zoo.vision.predict import predict
-from zoo.weights.verified import write_text
 
 MOST_CLASSES = 50
 """In a picture of the confusion matrix."""

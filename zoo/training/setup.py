@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from zoo.config.catalog import shipped, tree_of
 from zoo.errors import ConfigError, Where
+from zoo.files import write_text
 from zoo.models.create import create_model
 from zoo.models.load import backbone_of
 from zoo.models.param_groups import parameter_groups
@@ -35,7 +36,6 @@ from zoo.training.norms import check_single_images
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import Recipe, pieces
 from zoo.vision.images import input_config
-from zoo.weights.verified import write_text
 
 
 @dataclass

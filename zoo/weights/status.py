@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from zoo.files import folder_of
 from zoo.weights.download import sha256_of
-from zoo.weights.home import folder_of
 from zoo.weights.manifest import Checkpoint
 from zoo.weights.store import Converted, original
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from zoo.errors import CheckpointError
+from zoo.files import folder_of, write_text, written
 from zoo.version import __version__
 from zoo.weights.download import Expected, check, download, sha256_of
 from zoo.weights.files import read_checkpoint
-from zoo.weights.home import folder_of
 from zoo.weights.manifest import Checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
@@ -118,16 +118,13 @@ class Converted:
         with suppress(OSError, SafetensorError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
-                temporary = self.path.with_suffix(".partial")
-                try:
-                    save_file(dict(tensors), temporary, metadata=about)
-                    status = temporary.stat()
-                    note = {"sha256": sha256_of(temporary), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+                with written(self.path) as aside:
+                    save_file(dict(tensors), aside, metadata=about)
+                    note = {"sha256": sha256_of(aside)}
                     self.note.unlink(missing_ok=True)
-                    os.replace(temporary, self.path)
-                    self.note.write_text(json.dumps(note))
-                finally:
-                    temporary.unlink(missing_ok=True)
+                status = self.path.stat()
+                note |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+                write_text(self.note, json.dumps(note))
 
 
 def hub_file(repository: str, candidates: Sequence[str], revision: str | None = None) -> Path:

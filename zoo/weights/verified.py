@@ -1,11 +1,9 @@
-"""Tensor files that are either whole or not there: written aside, flushed, renamed, and with a checksum inside."""
+"""Tensor files that are either whole or not there, with a checksum inside."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zoo.errors import CheckpointError
+from zoo.files import written
 
 CHECKSUM = "sha256"
 
@@ -24,15 +23,10 @@ def write_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
         CheckpointError: if it cannot be written; the old file is still there then.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, temporary, metadata={**metadata, CHECKSUM: checksum(tensors)})
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
+        with written(path) as aside:
+            save_file(tensors, aside, metadata={**metadata, CHECKSUM: checksum(tensors)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error}); what stood there before is kept") from error
 
 
@@ -65,14 +59,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file in one piece."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
-    os.replace(temporary, path)
-
-
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     """The sha256 of names, kinds, shapes and values."""
     digest = hashlib.sha256()
@@ -81,14 +67,3 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
