@@ -52,6 +52,37 @@ def test_a_resized_model_is_the_one_made_for_that_size() -> None:
     assert torch.equal(made(images), resized(images))
 
 
+class Parallel(nn.Module):
+    """As DistributedDataParallel keeps its model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+WRAPPERS = {
+    "none": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "parallel": lambda model: Parallel(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_whatever_stands_around_a_model(wrapper: str, pyramid: bool) -> None:
+    model = zoo.create_model(NAME, features_only=pyramid, **SMALL)
+    wrapped = WRAPPERS[wrapper](model)
+    zoo.freeze(wrapped, 1)
+    grouped = {id(p) for group in zoo.parameter_groups(wrapped) for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    assert zoo.load_checkpoint(wrapped, model.state_dict()).loaded
+    model.set_grad_checkpointing()
+    assert all(stage.grad_checkpointing for stage in backbone_of(wrapped).stages)
+    smaller = backbone_of(zoo.fuse(wrapped))
+    assert not [m for m in smaller.stages[0].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert backbone_of(zoo.resize_positions(wrapped, img_size=288)).frozen == 1
+
+
 LARGE = {
     "ratio": {"block.mlp.ratio": 1e6},
     "width": {"stages.3.dim": 65536},

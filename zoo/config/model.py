@@ -77,7 +77,13 @@ class Part:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut where not `residual`."""
+    """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut where not `residual`.
+
+    Attributes:
+        reads: tensors that `fn` gets by name beside its input: "block", the input of the block, "branch", that of the
+            branch before its norm, or one of the stage's context.
+        writes: tensors of the context that `fn` gives new values for, behind its output.
+    """
 
     name: str
     part: Part
@@ -87,16 +93,27 @@ class BranchConfig:
     layer_scale: Positive | None = None
     drop_path: bool = True
     shortcut: Part | None = None
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """An embed and the branches of each block behind it."""
+    """An embed and the branches of each block after it.
+
+    Attributes:
+        after: the stage whose map this one sees; None for the one before.
+        context: what makes tensors of the maps of all stages before, for branches that read them.
+        level: whether the map is one of the pyramid.
+    """
 
     dim: int
     embed: Part | None
     blocks: tuple[tuple[BranchConfig, ...], ...]
     where: Where = field(compare=False)
+    after: int | None = None
+    context: Part | None = None
+    level: bool = True
 
 
 @dataclass(frozen=True)
@@ -226,6 +243,10 @@ def _parse_stages(tree: Mapping[str, Any], where: Where) -> tuple[StageConfig, .
         key = "stem" if i == 0 else "downsample"
         embed = None if tree.get(key) is None else Part.from_yaml(tree[key], where / key)
         parsed.append(_parse_stage(check_mapping(stage, here / i), block, embed, here / i))
+        if parsed[-1].after is not None and parsed[-1].after >= i:
+            raise (here / i / "after").error(parsed[-1].after, "the index of a stage before this one")
+    if not parsed[-1].level:
+        raise (here / (len(parsed) - 1) / "level").error(False, "true for the last stage, which is classified")
     return tuple(parsed)
 
 
@@ -237,7 +258,8 @@ def _parse_level_norm(value: Norm | tuple[Norm | None, ...], stages: int, where:
 
 
 def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | None, where: Where) -> StageConfig:
-    own = {"dim": Count, "depth": _Depth, "branches": tuple[str, ...]}
+    graph = {"after": Index | None, "context": Part | None, "level": bool}
+    own = {"dim": Count, "depth": _Depth, "branches": tuple[str, ...], **graph}
     changes = {key: value for key, value in stage.items() if key not in own}
     for key in changes:
         if key.partition(".")[0] not in block:
@@ -250,7 +272,7 @@ def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | Non
     branches = override({name: block[name] for name in selected}, changes, where)
     check_tree(branches, where)
     blocks = tuple(_parse_block(branches, i, where) for i in range(fields["depth"]))
-    return StageConfig(fields["dim"], embed, blocks, where)
+    return StageConfig(fields["dim"], embed, blocks, where, **{key: fields[key] for key in graph if key in fields})
 
 
 def _parse_block(branches: Mapping[str, Any], index: int, where: Where) -> tuple[BranchConfig, ...]:

@@ -81,7 +81,7 @@ def receptive_field(
             signs = torch.randint(2, features.shape, generator=generator).to(features) * 2 - 1
             (gradient,) = torch.autograd.grad(features, pixels, signs, retain_graph=True)
             squares = squares + gradient[0].float().square() / (samples * len(features))
-    return ReceptiveField(image, point, stage % len(backbone.stages), squares.sqrt().sum(0).cpu(), stride)
+    return ReceptiveField(image, point, stage % len(backbone.levels), squares.sqrt().sum(0).cpu(), stride)
 
 
 @torch.inference_mode(False)

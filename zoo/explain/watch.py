@@ -88,13 +88,14 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
 
 def branches(backbone: Backbone) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, module and pixels per position of every branch, in order."""
-    stride = 1
+    strides = [1]
     for i, stage in enumerate(backbone.stages):
-        stride *= getattr(stage.embed, "reduction", 1)
+        stride = strides[-1 if stage.after is None else stage.after + 1] * getattr(stage.embed, "reduction", 1)
         for j, block in enumerate(stage.blocks):
             for name, branch in block.named_children():
                 yield f"stages.{i}.blocks.{j}.{name}", branch, stride
                 stride *= branch.reduction
+        strides.append(stride)
 
 
 def watch(backbone: Backbone, pixels: torch.Tensor, names: Collection[str]) -> list[Watched]:

@@ -137,7 +137,7 @@ def _dynamic(least: int) -> object:
 def least_side(backbone: Backbone) -> int:
     """The side of an image, in pixels, from which every map has two positions a side and every rule is the same."""
     least = 1
-    for stage, level in zip(backbone.stages, backbone.feature_info, strict=False):
+    for stage, reduction in zip(backbone.stages, backbone.reductions, strict=False):
         positions = max(2, *(getattr(module, "least_side", 1) for module in stage.modules()))
-        least = max(least, positions * level["reduction"])
+        least = max(least, positions * reduction)
     return least

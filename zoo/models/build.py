@@ -39,6 +39,10 @@ class FeaturePyramid(FeatureGetterNet):
             x, self.out_indices, self.norm, output_fmt=fmt, intermediates_only=True, mask=mask
         )
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.model.set_grad_checkpointing(enable)
+
 
 def build(
     resolved: Resolved, pretrained: bool = False, pretrained_cfg: Any = None, exportable: bool = False, **wrap: Any
@@ -60,7 +64,7 @@ def build(
             "leave it out, features_only=True gives the same maps"
         )
     config, backbone = resolved.config, assemble(resolved)
-    levels = {"out_indices": tuple(range(len(config.stages))), "feature_cls": FeaturePyramid}
+    levels = {"out_indices": tuple(range(len(backbone.levels))), "feature_cls": FeaturePyramid}
     model = build_model_with_cfg(
         lambda **settings: backbone,
         PREFIX + config.name,

@@ -8,11 +8,11 @@ from typing import Any
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from zoo.nn.backbone import Backbone
+from zoo.models.load import backbone_of
 
 
 def parameter_groups(
-    model: Backbone, weight_decay: float = 0.05, layer_decay: float | None = None
+    model: nn.Module, weight_decay: float = 0.05, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Groups for `torch.optim` or `timm.optim.create_optimizer_v2(param_group_fn=...)`, with timm's keys.
 
@@ -21,10 +21,14 @@ def parameter_groups(
     `layer_decay`.
 
     Args:
-        model: a backbone of the zoo.
+        model: of `zoo.create_model`, also inside of a wrapper for compilation or several processes.
         weight_decay: of everything else.
         layer_decay: factor of the learning rate from one block to the one before; None for none.
+
+    Raises:
+        ConfigError: if this is not a model of the zoo.
     """
+    model = backbone_of(model)
     excluded = model.no_weight_decay()
     if layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded)

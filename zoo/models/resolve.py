@@ -114,10 +114,10 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]:
     """What the names of stages begin with that a pyramid does without."""
-    count = len(config.stages)
+    numbers = [i for i, stage in enumerate(config.stages) if stage.level]
     chosen = () if levels is None or isinstance(levels, int) else levels
-    inside = [level % count for level in chosen if -count <= level < count]
-    return tuple(f"stages.{i}." for i in range(max(inside) + 1, count)) if inside else ()
+    inside = [numbers[level] for level in chosen if -len(numbers) <= level < len(numbers)]
+    return tuple(f"stages.{i}." for i in range(max(inside) + 1, len(config.stages))) if inside else ()
 
 
 def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any]) -> Resolved:

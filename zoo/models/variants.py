@@ -86,7 +86,7 @@ def shapes_of(config: ModelConfig, backbone: Backbone) -> dict[str, torch.Tensor
         return own
     pairs = zip(config.level_norm, config.stages, strict=True)
     with torch.device("meta"):
-        norms = nn.ModuleList(build_norm(norm, stage.dim) for norm, stage in pairs)
+        norms = nn.ModuleList(build_norm(norm if stage.level else None, stage.dim) for norm, stage in pairs)
     return own | {LEVEL_NORMS + name: value for name, value in norms.state_dict().items()}
 
 

@@ -15,7 +15,7 @@ import zoo.nn.mixers  # noqa: F401 - these three register their parts
 from zoo.config.model import ModelConfig
 from zoo.config.schema import Count, Index, Range, Rate, check
 from zoo.errors import Where
-from zoo.nn.block import Stage
+from zoo.nn.block import Context, Stage
 from zoo.nn.head import Head
 from zoo.nn.init import SCHEMES, initialise
 from zoo.nn.layers.norm import build_norm, norm_maps
@@ -42,6 +42,12 @@ class Backbone(nn.Module):
     """A hierarchical vision backbone built from a `ModelConfig`.
 
     Images come in, maps go from stage to stage and out, as NCHW; inside the stages they are (B, H, W, C).
+
+    Attributes:
+        levels: numbers of the stages whose maps are handed out; the last stage is one of them.
+        reductions: pixels of the image per position of the map of each stage.
+        branching: whether a stage sees more than the map of the one before.
+        feature_info: channels, reduction and module of each map that is handed out.
 
     Args:
         config: the variant.
@@ -82,18 +88,27 @@ class Backbone(nn.Module):
         rates = torch.linspace(0, rate, sum(len(s.blocks) for s in config.stages), device="cpu").tolist()
         self.stages = Stages()
         self.feature_info: list[dict[str, Any]] = []
-        dim, reduction = in_chans, 1
+        sizes = [(in_chans, 1)]
         for i, stage in enumerate(config.stages):
             norm = config.stage_norm if i + 1 < len(config.stages) else None
-            self.stages.append(Stage(stage, dim, [rates.pop(0) for _ in stage.blocks], norm))
-            dim, reduction = stage.dim, reduction * self.stages[-1].reduction
-            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
-        self.num_features = dim
+            dim_in, reduction = sizes[-1 if stage.after is None else stage.after + 1]
+            widths = [width for width, _ in sizes[1:]]
+            self.stages.append(Stage(stage, dim_in, [rates.pop(0) for _ in stage.blocks], norm, widths))
+            sizes.append((stage.dim, reduction * self.stages[-1].reduction))
+            if stage.level:
+                level = {"num_chs": stage.dim, "reduction": sizes[-1][1], "module": f"stages.{i}"}
+                self.feature_info.append(level)
+        dim = self.num_features = sizes[-1][0]
+        self.reductions = [reduction for _, reduction in sizes[1:]]
+        self.levels = [i for i, stage in enumerate(config.stages) if stage.level]
+        self.branching = any(stage.after is not None or stage.context is not None for stage in config.stages)
         self.norm = build_norm(config.head.norm, dim) if config.head.order == "norm_pool" else nn.Identity()
         self.level_norms: nn.ModuleList | None = None
         if level_norm and config.stage_norm is None:
             norms = zip(config.level_norm, config.stages, strict=True)
-            self.level_norms = nn.ModuleList(build_norm(norm, stage.dim) for norm, stage in norms)
+            self.level_norms = nn.ModuleList(
+                build_norm(norm if stage.level else None, stage.dim) for norm, stage in norms
+            )
         self.head = Head(config.head, dim, num_classes, global_pool, drop_rate)
         if config.init not in SCHEMES:
             raise (config.where / "init").unknown(config.init, SCHEMES, "scheme")
@@ -107,15 +122,12 @@ class Backbone(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Images (B, in_chans, H, W) of any size to logits (B, num_classes); `mask` as in `forward_intermediates`."""
         if mask is not None:
-            return apart(lambda images: [self.forward(images)], x, mask, self._strides([-1]))[0]
+            return apart(lambda images: [self.forward(images)], x, mask, self._strides([self.levels[-1]]))[0]
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images to the normalised map of the last stage, (B, num_features, H / 32, W / 32)."""
-        self._check(x)
-        for stage in self.stages:
-            x = norm_maps(stage.norm, stage(x))
-        return norm_maps(self.norm, x)
+        return self._maps(x, (), len(self.stages), norm=False)[-1]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """A map of `forward_features` to logits, or to the pooled features before the classifier."""
@@ -151,7 +163,7 @@ class Backbone(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
-        take = self._take_indices(indices)
+        take = [self.levels[i] for i in self._take_indices(indices)]
         count = max(take) + 1 if stop_early else len(self.stages)
         if mask is None:
             found = self._maps(x, take, count, norm)
@@ -164,12 +176,16 @@ class Backbone(nn.Module):
     def _maps(self, x: torch.Tensor, take: Sequence[int], count: int, norm: bool) -> list[torch.Tensor]:
         """The maps of the stages in `take`, then that of the last of `count` stages with its norm."""
         self._check(x)
-        maps = []
+        maps: list[torch.Tensor] = []
+        outputs: list[tuple[torch.Tensor, Context]] = []
         for i, stage in enumerate(self.stages[:count]):
-            x = stage(x)
+            seen = x if stage.after is None else outputs[stage.after][0]
+            x, context = (stage(seen), {}) if stage.context is None else stage(seen, outputs)
             if i in take:
                 maps.append(self._level(i, x) if norm else x)
             x = norm_maps(stage.norm, x)
+            if self.branching:
+                outputs.append((x, context))
         if count == len(self.stages):
             x = norm_maps(self.norm, x)
         return [*maps, x]
@@ -182,14 +198,14 @@ class Backbone(nn.Module):
         return norm_maps(self.norm, x) if i == len(self.stages) - 1 else x
 
     def _strides(self, stages: Sequence[int]) -> list[int]:
-        return [self.feature_info[: len(self.stages)][i]["reduction"] for i in stages]
+        return [self.reductions[i] for i in stages]
 
     def _check(self, x: torch.Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"the input is {tuple(x.shape)}, expected images of shape (B, {self.in_chans}, H, W)")
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.stages)
+        count = len(self.levels)
         if indices is None or isinstance(indices, int):
             indices = range(-(count if indices is None else indices), 0)
         if not indices or not all(-count <= i < count for i in indices):
@@ -201,15 +217,17 @@ class Backbone(nn.Module):
     ) -> list[int]:
         """Remove the stages behind the last one in `indices`, the head, and norms without use; returns the indices."""
         take = self._take_indices(indices)
-        pruned = max(take) + 1 < len(self.stages)
-        self.stages = self.stages[: max(take) + 1]
+        last = self.levels[max(take)]
+        pruned = last + 1 < len(self.stages)
+        self.stages, self.levels = self.stages[: last + 1], self.levels[: max(take) + 1]
         if prune_norm or pruned or (prune_head and self.level_norms is not None):
             self.norm = nn.Identity()
         if prune_norm:
             self.stages[-1].norm, self.level_norms = nn.Identity(), None
         if self.level_norms is not None:
             self.level_norms = nn.ModuleList(
-                norm if i in take else nn.Identity() for i, norm in enumerate(self.level_norms[: max(take) + 1])
+                norm if i in {self.levels[j] for j in take} else nn.Identity()
+                for i, norm in enumerate(self.level_norms[: last + 1])
             )
         if prune_head or pruned:
             self.head.remove_hidden()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +16,23 @@ from zoo.kernels.exporting import export_safe
 from zoo.nn.layers import cpu
 from zoo.nn.layers.drop_path import DropPath
 from zoo.nn.layers.norm import build_norm
-from zoo.nn.registry import BRANCHES, EMBEDS, SHORTCUTS
+from zoo.nn.registry import BRANCHES, CONTEXTS, EMBEDS, SHORTCUTS
+
+Context = Mapping[str, torch.Tensor]
 
 
 class Branch(nn.Module):
-    """y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))) on (B, H, W, dim_in)."""
+    """y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))) on (B, H, W, dim_in).
+
+    Attributes:
+        reads, writes: names of the tensors that `fn` gets beside its input, and of those that it gives new values for.
+    """
 
     def __init__(self, config: BranchConfig, dim_in: int, dim: int, drop_path: float) -> None:
         super().__init__()
         if config.shortcut is not None and not config.residual:
             raise ConfigError(f"{config.part.where}: a branch that is not residual has no shortcut")
+        self.reads, self.writes = config.reads, config.writes
         self.norm = build_norm(config.norm, dim_in)
         self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
         self.of_nchw = isinstance(self.fn, nn.Conv2d)
@@ -44,9 +52,20 @@ class Branch(nn.Module):
                 "channels, and its shortcut does not: give it one that does the same, such as {type: pool}"
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, known: Context | None = None) -> torch.Tensor | tuple[torch.Tensor, Context]:
+        """The map, and, of a branch that writes, the context with its values."""
         y = cpu.normed(self.norm, x)
-        y = cpu.normed(self.post_norm, cpu.conv(self.fn, y) if self.of_nchw else self.fn(y))
+        if known is None:
+            y = cpu.conv(self.fn, y) if self.of_nchw else self.fn(y)
+        else:
+            y = self.fn(y, **{name: {**known, "branch": x}[name] for name in self.reads})
+        if not self.writes:
+            return self._add(x, y)
+        y, *values = y
+        return self._add(x, y), {**(known or {}), **dict(zip(self.writes, values, strict=True))}
+
+    def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        y = cpu.normed(self.post_norm, y)
         if self.gamma is not None:
             y = y * self.gamma
         y = self.drop_path(y)
@@ -69,20 +88,39 @@ class Block(nn.Sequential):
             self.add_module(config.name, Branch(config, dim_in, dim, drop_path))
             dim_in = dim
 
+    def forward(self, x: torch.Tensor, context: Context | None = None) -> torch.Tensor | tuple[torch.Tensor, Context]:
+        """The map, and, if there is a context, that as the branches leave it."""
+        start, now = x, context or {}
+        for branch in self:
+            if branch.writes:
+                x, now = branch(x, {**now, "block": start})
+            else:
+                x = branch(x, {**now, "block": start}) if branch.reads else branch(x)
+        return x if context is None else (x, now)
+
 
 class Stage(nn.Module):
     """An embed, then blocks, on (B, dim_in, H, W); inside, maps are (B, H, W, C).
 
     Args:
         drop_path: the rate of each block.
+        widths: channels of all stages before.
 
     Attributes:
         norm: of the map that the next stage sees; `forward` leaves it to the caller.
+        after: index of the stage whose map this one sees; None for the one before.
         exportable: run everything as it is exported.
         reduction: how many times smaller than the input the output is on each axis.
     """
 
-    def __init__(self, config: StageConfig, dim_in: int, drop_path: Sequence[float], norm: Norm | None = None) -> None:
+    def __init__(
+        self,
+        config: StageConfig,
+        dim_in: int,
+        drop_path: Sequence[float],
+        norm: Norm | None = None,
+        widths: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.embed = nn.Identity()
         if config.embed is not None:
@@ -95,29 +133,56 @@ class Stage(nn.Module):
             self.blocks.append(Block(branches, dim_in, config.dim, rate))
             dim_in = config.dim
         self.norm = build_norm(norm, config.dim)
+        self.after = config.after
+        self.context = None
+        if config.context is not None:
+            self.context = CONTEXTS.build(config.context, dim_in=config.dim, dim=config.dim, widths=tuple(widths))
+        _check_names(config, getattr(self.context, "names", ()))
         self.reduction = getattr(self.embed, "reduction", 1)
         for block in self.blocks:
             for branch in block:
                 self.reduction *= branch.reduction
         self.grad_checkpointing = self.exportable = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, dim_in, H, W) to (B, dim, H / reduction, W / reduction), both preferably channels_last."""
-        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._run_by, forced(), block, x, use_reentrant=False)
-            else:
-                x = self._run(block, x)
-        return x.permute(0, 3, 1, 2)
+    def forward(
+        self, x: torch.Tensor, outputs: Sequence[tuple[torch.Tensor, Context]] = ()
+    ) -> torch.Tensor | tuple[torch.Tensor, Context]:
+        """(B, dim_in, H, W) to (B, dim, H / reduction, W / reduction), both preferably channels_last.
 
-    def _run_by(self, backend: str | None, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        Args:
+            outputs: map and context of every stage before, for a stage with a context, which returns both, too.
+        """
+        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
+        if self.context is None:
+            for block in self.blocks:
+                x = self._run_block(block, x)
+            return x.permute(0, 3, 1, 2)
+        context = self._run(self.context, x, [(y.permute(0, 2, 3, 1), known) for y, known in outputs])
+        for block in self.blocks:
+            x, context = self._run_block(block, x, context)
+        return x.permute(0, 3, 1, 2), context
+
+    def _run_block(self, block: nn.Module, *inputs: Any) -> Any:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run_by, forced(), block, *inputs, use_reentrant=False)
+        return self._run(block, *inputs)
+
+    def _run_by(self, backend: str | None, module: nn.Module, *inputs: Any) -> Any:
         """`_run` by the backend of the forward pass: the second time may be in another thread."""
         with as_forced(backend):
-            return self._run(module, x)
+            return self._run(module, *inputs)
 
-    def _run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, module: nn.Module, *inputs: Any) -> Any:
         if not self.exportable:
-            return module(x)
+            return module(*inputs)
         with export_safe():
-            return module(x)
+            return module(*inputs)
+
+
+def _check_names(config: StageConfig, names: Sequence[str]) -> None:
+    """Refuse a branch that reads or writes what nobody makes."""
+    for branch in (branch for block in config.blocks for branch in block):
+        for kind, allowed in (("reads", ("block", "branch", *names)), ("writes", tuple(names))):
+            for name in getattr(branch, kind):
+                if name not in allowed:
+                    raise (branch.part.where / kind).unknown(name, allowed, "tensor of the context")

@@ -75,3 +75,6 @@ def _arguments(cls: type[nn.Module]) -> tuple[list[str], dict[str, Any], set[str
 EMBEDS = Registry("embed")
 BRANCHES = Registry("branch type")
 SHORTCUTS = Registry("shortcut")
+CONTEXTS = Registry("context")
+"""Of what a stage knows of all stages before: `forward(x, outputs)` makes named tensors, the names of which are in
+`names`, of its own map (B, H, W, dim) and of a map and a context for each stage before."""
