@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from zoo.nn.registry import BRANCHES, CONTEXTS
 TOY = """
 family: toy
 img_size: 64
-stem: {type: conv, layers: [{kernel: 4, stride: 4, norm: layernorm}]}
+stem: {type: conv, layers: [{kernel: 7, stride: 4, norm: layernorm}]}
 downsample: {type: conv, layers: [{kernel: 3, stride: 2, norm: layernorm}]}
 block:
   mix: {type: toy_mixer, norm: layernorm, reads: [block, branch, view], writes: [view]}
@@ -75,11 +74,10 @@ class ToyView(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BRANCHES, "toy_mixer", ToyMixer)
     monkeypatch.setitem(BRANCHES, "toy_gate", ToyGate)
     monkeypatch.setitem(CONTEXTS, "toy_view", ToyView)
-    yield
 
 
 @pytest.fixture
