@@ -114,7 +114,7 @@ def _compiler() -> list[str]:
 
 
 def _units() -> dict[Path, str]:
-    """The text of every source, and behind it that of all headers."""
+    """The text of every source, followed by that of all headers."""
     try:
         sources = {path: path.read_text("utf-8") for path in sorted(FOLDER.glob("*/native.cpp"))}
         headers = {path: path.read_text("utf-8") for path in sorted(FOLDER.glob("**/*.h"))}

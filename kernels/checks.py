@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.sizes import always
+from zoo.kernels.sizes import statically_true
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_map: bool = True) -> None:
@@ -25,7 +25,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_map: bool =
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, "
                 f"but q is {tuple(q.shape)} {q.dtype} on {q.device}: they must agree"
             )
-        if any(always(n == 0) for n in tensor.shape[1:]):
+        if any(statically_true(n == 0) for n in tensor.shape[1:]):
             raise ValueError(f"{name} is {tuple(tensor.shape)}: only the batch, the first axis, may be empty")
 
 

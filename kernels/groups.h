@@ -75,7 +75,7 @@ inline void shift(std::vector<float*>& rows, int64_t by) {
     if (row) row += by;
 }
 
-// Logits of the queries from `begin` on, scaled and biased; lanes behind the last key hold -infinity.
+// Logits of the queries from `begin` on, scaled and biased; lanes after the last key hold -infinity.
 inline void logits(Workspace& w, const Group& group, int begin, int count, float scale) {
   int width = w.keys.width;
   product(&w.queries.rows[begin * w.queries.padded], w.queries.padded, 1, w.keys.turned.data(), width,

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from zoo.kernels import build
-from zoo.kernels.sizes import always
+from zoo.kernels.sizes import statically_true
 
 MOST_KEYS = 2**18
 """Of a query: kernels that gather their rows side by side count them by 32-bit numbers."""
@@ -32,7 +32,11 @@ def why_not() -> str:
 
 def too_many_keys(keys: int) -> str:
     """Why a query has too many keys for kernels that gather them; empty if it has not."""
-    return f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}" if always(keys > MOST_KEYS) else ""
+    return (
+        f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}"
+        if statically_true(keys > MOST_KEYS)
+        else ""
+    )
 
 
 def call(function: str, *arguments: object) -> None:

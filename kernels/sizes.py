@@ -14,7 +14,7 @@ from zoo.kernels.exporting import packed
 _DYNAMO_IS_MUTE = TorchVersion(torch.__version__) < "2.8"
 
 
-def always(condition: bool) -> bool:
+def statically_true(condition: bool) -> bool:
     """Whether `condition` holds: in this call, or, in a compiled graph, for every size that the graph serves.
 
     A short cut for some sizes is taken through this, so that a graph is not compiled anew for each outcome, as it is in
@@ -27,13 +27,13 @@ def always(condition: bool) -> bool:
 
 def same(shape: Sequence[int], other: Sequence[int]) -> bool:
     """Whether two shapes are always the same."""
-    return all(always(a == b) for a, b in zip(shape, other, strict=True))
+    return all(statically_true(a == b) for a, b in zip(shape, other, strict=True))
 
 
 def ceil_div(length: int, step: int) -> int:
     """How many times `step` fits into `length`, rounded up; in the form that symbolic sizes simplify best."""
     whole = length // step
-    return whole if always(whole * step == length) else (length + step - 1) // step
+    return whole if statically_true(whole * step == length) else (length + step - 1) // step
 
 
 def crop_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def crop_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, H, W, ...) extended by zeros at the right and the bottom to (B, height, width, ...)."""
     bottom, right = height - x.shape[1], width - x.shape[2]
-    if always(bottom == 0) and always(right == 0):
+    if statically_true(bottom == 0) and statically_true(right == 0):
         return x
     return F.pad(x, (*(0, 0) * (x.ndim - 3), 0, right, 0, bottom))
 

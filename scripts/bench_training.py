@@ -111,7 +111,7 @@ def call(arguments: str) -> str:
 
 
 def pipeline_rate(data: Path, size: int, batch: int, workers: int) -> float:
-    """Images per second of the training loader, with nothing behind it."""
+    """Images per second of the training loader, with nothing after it."""
     from zoo.training.data.augmentation import training_transform
     from zoo.training.data.loading import ImageSet, TrainingOrder, loader
     from zoo.training.data.splits import open_splits

@@ -150,7 +150,7 @@ def test_maxvit_keeps_its_window_at_any_size_unless_asked() -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (80, 63)])
 def test_same_padding_is_tensorflows(size: tuple[int, int]) -> None:
-    """ceil(n / 2) outputs, with the odd zero behind the map."""
+    """ceil(n / 2) outputs, with the odd zero after the map."""
     conv = nn.Conv2d(4, 6, 3, 2, least_padding(3, 2)).double()
     x = torch.randn(1, *size, 4, dtype=torch.float64)
     total = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in size]

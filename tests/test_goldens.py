@@ -62,7 +62,7 @@ def test_published_weights_give_published_outputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROUTED)
 def test_biformer_attends_what_the_published_code_attends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The attention of each stage's last block, which drowns in the sum behind it, and the first block's routes."""
+    """The attention of each stage's last block, which drowns in the sum after it, and the first block's routes."""
     record, routes, branches = golden.Golden(name), [], []
     model = load(record)
     choose = routing.region_routes

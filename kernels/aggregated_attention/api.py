@@ -32,7 +32,7 @@ def aggregated_attention(
         pooled_k, pooled_v: (B, h, w, heads, head_dim), any strides.
         local_bias: (heads, size**2), the window row-major.
         pooled_bias: (heads, H*W, h*w), queries before keys, row-major.
-        extra: (B, H, W, heads, size**2), added to the weights of the window behind the softmax.
+        extra: (B, H, W, heads, size**2), added to the weights of the window after the softmax.
         size: side of the window, odd.
 
     Returns:

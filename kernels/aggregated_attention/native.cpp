@@ -161,7 +161,7 @@ struct Gradients {
   float *local_bias, *pooled_bias, *extra;  // the biases': of one task
 };
 
-// grad . v of the window's keys becomes the gradient of `extra` and stands behind that of the pooled ones in `change`.
+// grad . v of the window's keys becomes the gradient of `extra` and stands after that of the pooled ones in `change`.
 void change_of_window(const Problem& p, Scratch& w, const Gradients& to, const float* grad, float* change,
                       const Span& block, int64_t position) {
   std::fill(change, change + p.row() - p.pooled(), 0.f);

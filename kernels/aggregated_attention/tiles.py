@@ -159,7 +159,7 @@ def bias_rows(bias, head, queries, keys, first, index):
 
 @triton.jit
 def pooled_shift(bias, start, keys, KEYS: tl.constexpr):
-    """A block of the pooled bias, from rows that `bias` points to; -inf behind the last key."""
+    """A block of the pooled bias, from rows that `bias` points to; -inf after the last key."""
     number = start + tl.arange(0, KEYS)
     shift = tl.load(bias[:, None] + number[None, :], mask=(number < keys)[None, :], other=float("-inf"))
     return shift.to(tl.float32)
@@ -170,7 +170,7 @@ def pooled_rows(
     pooled_k, pooled_v, k_row, v_row, start, keys,
     HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """A block of pooled keys and values; those behind the last repeat it."""
+    """A block of pooled keys and values; those after the last repeat it."""
     number = tl.minimum(start + tl.arange(0, KEYS), keys - 1)
     key = load_rows(pooled_k, offsets(number, k_row, CHANNELS), HEAD_DIM)
     return key, load_rows(pooled_v, offsets(number, v_row, CHANNELS), HEAD_DIM)
@@ -184,7 +184,7 @@ def offsets(index, stride, CHANNELS: tl.constexpr):
 
 @triton.jit
 def load_rows(pointer, offset, HEAD_DIM: tl.constexpr):
-    """Rows of a head with zeros behind HEAD_DIM."""
+    """Rows of a head with zeros after HEAD_DIM."""
     channel = tl.arange(0, offset.shape[1])
     if offset.shape[1] == HEAD_DIM:
         return tl.load(pointer + offset)

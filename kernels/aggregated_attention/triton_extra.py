@@ -60,7 +60,7 @@ def _extra(
     """grad[t] . v[u] for the window of a run of positions, which is the gradient of `extra`, and delta.
 
     delta is what the softmax takes off the gradient of every weight: their sum, each times its weight. `extra` is
-    behind the softmax, so its part of grad . out is none of that sum.
+    after the softmax, so its part of grad . out is none of that sum.
     """
     queries = height * width
     tiles, program = tl.cdiv(queries, POSITIONS), tl.program_id(0)

@@ -11,7 +11,7 @@ from zoo.kernels.native import as_float, call, empty, numbers, strides
 TALLEST, WIDEST = 13, 15
 """Rows and columns of the largest window: the C++ is compiled once for each number of rows."""
 SPARE = 16
-"""Numbers behind each row of a table, so that the kernels can read a whole vector from its last entry."""
+"""Numbers after each row of a table, so that the kernels can read a whole vector from its last entry."""
 
 
 def limit(size: int | tuple[int, int]) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from zoo.kernels.exporting import packed
 from zoo.kernels.partition import partition, unpartition
-from zoo.kernels.sizes import always, ceil_div, crop_map, pad_map
+from zoo.kernels.sizes import ceil_div, crop_map, pad_map, statically_true
 from zoo.kernels.transforms import scaled_dot_product_attention
 
 
@@ -26,7 +26,7 @@ def window_attention(
     groups = q.shape[1]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))
     mask = None if bias is None else bias[None].to(q.dtype)
-    if not (always(whole[0] == height) and always(whole[1] == width)):
+    if not (statically_true(whole[0] == height) and statically_true(whole[1] == width)):
         padding = _padding_mask((height, width), whole, size, interval, q)
         mask = padding if mask is None else padding + mask
         mask = mask.repeat(batch, 1, 1, 1)

@@ -97,7 +97,7 @@ def test_routes_are_the_best_scores() -> None:
 
 
 def test_means_leave_out_positions_beyond_the_map() -> None:
-    """Over all 4 positions of the narrow region its mean key would be 1, behind the other's 1.5."""
+    """Over all 4 positions of the narrow region its mean key would be 1, less than the other's 1.5."""
     q = torch.ones(1, 2, 3, 1, 1)
     k = torch.tensor([1.5, 1.5, 2.0]).view(1, 1, 3, 1, 1).expand_as(q)
     assert region_routes(q, k, 2, 2).tolist() == [[[1, 0], [1, 0]]]

@@ -119,14 +119,14 @@ def test_micro_batches_change_nothing_and_are_found(
 ) -> None:
     recipe = tiny(epochs=1)
     train(recipe, tmp_path / "whole")
-    forward = zoo.models.create.Backbone.forward
+    forward = zoo.nn.backbone.Backbone.forward
 
     def small_memory(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if self.training and len(x) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, x)
 
-    monkeypatch.setattr(zoo.models.create.Backbone, "forward", small_memory)
+    monkeypatch.setattr(zoo.nn.backbone.Backbone, "forward", small_memory)
     train(recipe, tmp_path / "parts")
     whole, parts = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "parts"))
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)

@@ -179,7 +179,7 @@ def test_folded_norms_change_nothing(small: str) -> None:
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     before, after = (sum(isinstance(m, nn.BatchNorm2d) for m in each.modules()) for each in (model, fused))
     assert after < before or before == 0
-    assert after == {"biformer": 1}.get(model.config.family, 0)  # BiFormer has one behind its last block
+    assert after == {"biformer": 1}.get(model.config.family, 0)  # BiFormer has one after its last block
 
 
 def test_position_tables_follow_another_training_size(caplog: pytest.LogCaptureFixture) -> None:

@@ -82,7 +82,7 @@ class BranchConfig:
     Attributes:
         reads: tensors that `fn` gets by name beside its input: "block", the input of the block, "branch", that of the
             branch before its norm, or one of the stage's context.
-        writes: tensors of the context that `fn` gives new values for, behind its output.
+        writes: tensors of the context that `fn` gives new values for, after its output.
     """
 
     name: str

@@ -42,7 +42,7 @@ class Part:
         weights: (heads, h, w), float32. Over the parts of a head with `in_softmax` they sum to one.
         stride: (vertical, horizontal) pixels per key position.
         inside: (rows, columns) of keys that lie on the map; the others are zeros by which the mixer extends it.
-        in_softmax: False for TransNeXt's learned weights, of either sign, which are added behind the softmax.
+        in_softmax: False for TransNeXt's learned weights, of either sign, which are added after the softmax.
         regions: BiFormer's routed regions, the best first.
     """
 
@@ -166,7 +166,7 @@ def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Ten
 
 
 def _aggregated(watched: Watched, call: Call, query: tuple[int, int]) -> list[Part]:
-    """The softmax over window and pooled map, and what is added to the window behind it."""
+    """The softmax over window and pooled map, and what is added to the window after it."""
     one, extra = _one_hot(call, query), call.arguments["extra"]
     softmax = weights(call, one, extra=torch.zeros_like(extra))
     added = weights(call, one)["v"] - softmax["v"]

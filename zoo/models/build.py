@@ -18,7 +18,7 @@ from zoo.models.resolve import Resolved, assemble
 from zoo.models.variants import LEVEL_NORMS, PREFIX, adaptable, default_cfg, first_convolution, with_channels
 from zoo.weights.convert import Part
 from zoo.weights.files import as_state_dict
-from zoo.weights.load import fit
+from zoo.weights.load import convert_and_check
 from zoo.weights.manifest import default_checkpoint
 
 
@@ -107,5 +107,5 @@ def _ours(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torc
     def absent(part: Part) -> tuple[str, ...]:
         return (LEVEL_NORMS,)
 
-    tensors = fit(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), absent)[0]
+    tensors = convert_and_check(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), absent)[0]
     return levels | with_channels(tensors, model.config, model.in_chans)

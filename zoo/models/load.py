@@ -16,7 +16,7 @@ from zoo.models.variants import DENSE_LACKS, LEVEL_NORMS, StateDict, adaptable, 
 from zoo.nn.backbone import Backbone
 from zoo.weights.convert import Optional, Part
 from zoo.weights.files import as_state_dict, find
-from zoo.weights.load import LoadReport, fit, nonfinite
+from zoo.weights.load import LoadReport, convert_and_check, nonfinite
 
 
 def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tensor]:
@@ -32,7 +32,9 @@ def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tens
         ConfigError: for an unknown name.
     """
     config, state = load_config(split_tag(name)[0]), as_state_dict(state_dict)
-    return fit(state, config.checkpoints, shapes_of(config, on_meta(config)), adaptable(config), may_lack())[0]
+    return convert_and_check(
+        state, config.checkpoints, shapes_of(config, on_meta(config)), adaptable(config), may_lack()
+    )[0]
 
 
 def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, use_ema: bool = True) -> LoadReport:
@@ -56,7 +58,9 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, u
     whole = on_meta(config, num_classes=backbone.num_classes or 1000, in_chans=backbone.in_chans)
     targets = shapes_of(config, whole)
     absent = {name for name in targets if name not in own}
-    tensors, report = fit(found.tensors, config.checkpoints, targets, absent, may_lack(absent, dense=False))
+    tensors, report = convert_and_check(
+        found.tensors, config.checkpoints, targets, absent, may_lack(absent, dense=False)
+    )
     loaded = {name: value for name, value in tensors.items() if name in own}
     fresh = {name: value for name, value in own.items() if name not in loaded}
     if any(value.is_meta and not own[name].is_meta for name, value in loaded.items()):

@@ -8,7 +8,7 @@ import torch
 
 from zoo.config.catalog import load_config
 from zoo.models.variants import StateDict, published_shapes
-from zoo.weights.load import fit, nonfinite
+from zoo.weights.load import convert_and_check, nonfinite
 from zoo.weights.manifest import Checkpoint
 from zoo.weights.store import tensors_of
 
@@ -36,4 +36,4 @@ def as_published(state: StateDict, entry: Checkpoint) -> dict[str, torch.Tensor]
         CheckpointError: if it has not.
     """
     config = load_config(entry.variant)
-    return fit(state, config.checkpoints, published_shapes(entry.variant, entry.num_classes))[0]
+    return convert_and_check(state, config.checkpoints, published_shapes(entry.variant, entry.num_classes))[0]

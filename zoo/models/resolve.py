@@ -32,7 +32,7 @@ from zoo.nn.backbone import Backbone
 from zoo.nn.init import initialise
 from zoo.weights.convert import Optional
 from zoo.weights.files import Found, find
-from zoo.weights.load import fit, nonfinite
+from zoo.weights.load import convert_and_check, nonfinite
 from zoo.weights.manifest import Checkpoint, default_checkpoint
 
 
@@ -124,7 +124,7 @@ def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Map
     """Weights in any published form under our names, on a blueprint of their model."""
     blueprint = on_meta(config, **_known(settings))
     targets = shapes_of(config, blueprint)
-    tensors, _ = fit(found.tensors, config.checkpoints, targets, adaptable(config), optional)
+    tensors, _ = convert_and_check(found.tensors, config.checkpoints, targets, adaptable(config), optional)
     if any(value.is_meta for value in tensors.values()) and torch.get_default_device().type != "meta":
         raise CheckpointError("the checkpoint is on the meta device, which holds no numbers: load one with values")
     nonfinite(tensors)

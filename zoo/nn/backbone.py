@@ -149,7 +149,7 @@ class Backbone(nn.Module):
             x: images (B, in_chans, H, W).
             indices: stages to return, negative ones from the end; n for the last n; None for all.
             norm: apply to each map its own norm: that of `level_norm`, or the variant's at the end of the stage.
-            stop_early: do not run the stages behind the last one asked for.
+            stop_early: do not run the stages after the last one asked for.
             output_fmt: layout of the maps.
             intermediates_only: return the maps alone.
             mask: (B, H, W), true where a pixel is of the image and not of the padding at its right and bottom. Each
@@ -159,7 +159,7 @@ class Backbone(nn.Module):
             The result of `forward_features` and the list of maps, or the list alone.
 
         Raises:
-            ValueError: for images, indices, a format or a mask that is none.
+            ValueError: if images, indices, output_fmt or mask are invalid.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'")
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages behind the last one in `indices`, the head, and norms without use; returns the indices."""
+        """Remove the stages after the last one in `indices`, the head, and norms without use; returns the indices."""
         take = self._take_indices(indices)
         last = self.levels[max(take)]
         pruned = last + 1 < len(self.stages)

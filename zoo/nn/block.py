@@ -72,7 +72,7 @@ class Branch(nn.Module):
         return y if self.shortcut is None else self.shortcut(x) + y
 
     def fold(self) -> None:
-        """Put a batch norm into the layer behind it, where that is a linear one."""
+        """Put a batch norm into the layer after it, where that is a linear one."""
         if hasattr(self.fn, "fold_input"):
             self.norm = self.fn.fold_input(self.norm)
 

@@ -29,7 +29,7 @@ def seed_all(*numbers: int) -> None:
 
 @contextmanager
 def drawn_from(*numbers: int) -> Iterator[None]:
-    """Within this context Python, numpy and torch on the CPU draw from `mix(*numbers)`; behind it, as before it."""
+    """Within this context Python, numpy and torch on the CPU draw from `mix(*numbers)`; afterwards as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = mix(*numbers)
     random.seed(seed)

@@ -200,7 +200,7 @@ def _kind(value: Any) -> str:
 
 
 def _held(value: torch.Tensor) -> int:
-    """Bytes behind a tensor."""
+    """Bytes of memory that a tensor has."""
     return value.numel() * value.element_size() if value.is_meta else value.untyped_storage().nbytes()
 
 

@@ -49,7 +49,7 @@ class LoadReport:
         return f"{self.key_set} checkpoint{place}: {counts}"
 
 
-def fit(
+def convert_and_check(
     state: Mapping[str, torch.Tensor],
     key_sets: Mapping[str, KeySet],
     targets: Targets,

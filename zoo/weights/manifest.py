@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def tag(self) -> str:
-        """The part of the id behind the variant, as timm names its weights."""
+        """The part of the id after the variant, as timm names its weights."""
         return self.id.partition(".")[2]
 
     @property

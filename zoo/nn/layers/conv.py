@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels.exporting import exporting
-from zoo.kernels.sizes import always, ceil_div
+from zoo.kernels.sizes import ceil_div, statically_true
 from zoo.nn.layers.hooks import is_hooked
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
@@ -39,7 +39,7 @@ def convolve(conv: nn.Module, x: torch.Tensor, kernel: int = 1) -> torch.Tensor:
             channels_last.
     """
     maps = x.permute(0, 3, 1, 2)
-    slow = kernel > 16 and x.device.type == "cpu" and always(x.shape[0] == 1)
+    slow = kernel > 16 and x.device.type == "cpu" and statically_true(x.shape[0] == 1)
     # What passes for channels_last depends on the sizes, which would bind an exported program to some; and those who
     # look at a layer's input may take its strides for those of NCHW, as Opacus does.
     if slow or exporting() or is_hooked(conv):
@@ -67,7 +67,7 @@ def same_padding(shape: Sequence[int], conv: nn.Conv2d) -> Sides:
 def pad_same(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """(B, H, W, C) extended by the zeros of `same_padding`."""
     (top, bottom), (left, right) = same_padding(x.shape[1:3], conv)
-    if always(bottom == 0) and always(right == 0):
+    if statically_true(bottom == 0) and statically_true(right == 0):
         return x
     return F.pad(x, (0, 0, left, right, top, bottom))
 

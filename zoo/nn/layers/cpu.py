@@ -39,7 +39,7 @@ def linear(layer: nn.Module, x: torch.Tensor, act: Activation | None = None) -> 
 def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The first and the second half of the channels that a linear layer gives.
 
-    As two products both are contiguous, which the convolution or product behind them would otherwise make them.
+    As two products both are contiguous, which the convolution or product after them would otherwise make them.
     """
     if type(layer) is not nn.Linear or layer.bias is None or not bare(x, layer):
         first, second = layer(x).chunk(2, dim=-1)

@@ -52,7 +52,7 @@ def is_foldable(norm: nn.Module) -> bool:
 
 
 def folded(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a convolution or linear layer with the batch norm behind it, in evaluation mode."""
+    """Weight and bias of a convolution or linear layer with the batch norm after it, in evaluation mode."""
     scale, shift = scale_and_shift(norm)
     weight = layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1))
     bias = shift if layer.bias is None else torch.addcmul(shift, layer.bias, scale)
@@ -61,7 +61,7 @@ def folded(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Te
 
 @torch.no_grad()
 def fold_behind(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """Put the batch norm behind a convolution or linear layer into its weights; what is left of the norm."""
+    """Put the batch norm after a convolution or linear layer into its weights; what is left of the norm."""
     if not is_foldable(norm):
         return norm
     weight, bias = folded(layer, norm)

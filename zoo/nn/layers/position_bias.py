@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.sizes import always, ceil_div, same
+from zoo.kernels.sizes import ceil_div, same, statically_true
 from zoo.nn.layers import cpu
 from zoo.nn.layers.per_size import per_size
 from zoo.nn.layers.per_weights import per_weights
@@ -218,7 +218,7 @@ def pooled_distances(
     twice = key * length // pooled + ((key + 1) * length - 1) // pooled
     position = torch.arange(length, device=device)
     distance = 2 * position[:, None] - twice
-    step = 2 if always(length % pooled == 0) else 1
+    step = 2 if statically_true(length % pooled == 0) else 1
     lowest = -((pooled - 1) * length // pooled + length - 1)
     highest = 2 * (length - 1) - (ceil_div(length, pooled) - 1)
     distances = torch.arange(lowest, highest + 1, step, device=device) / 2

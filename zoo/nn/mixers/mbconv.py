@@ -36,8 +36,8 @@ class MBConv(nn.Module):
     """1x1 expansion, 3x3 depthwise convolution, squeeze and excitation, 1x1 projection.
 
     Args:
-        inner_norm: norm behind the expansion and behind the depthwise convolution.
-        act: activation behind each of the two.
+        inner_norm: norm after the expansion and after the depthwise convolution.
+        act: activation after each of the two.
         expand: whether the hidden width is `ratio` times the output's or the input's width.
         stride: of the depthwise convolution.
         padding: of the depthwise convolution: "same" as in TensorFlow, or one zero on every side.

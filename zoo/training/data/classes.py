@@ -14,7 +14,7 @@ CLASS_DIR = CONFIG_DIR / "classes"
 
 
 def read_list(name: str) -> list[str]:
-    """The lines of a shipped class list or of a text file; what stands behind `#` is left out.
+    """The lines of a shipped class list or of a text file; anything after `#` is ignored.
 
     Raises:
         ConfigError: if there is no such list, or nothing in it, or something twice.
