@@ -42,9 +42,9 @@ def create_model(
             `zoo train` ("best.safetensors").
         pretrained: load the variant's published weights, downloaded and converted the first time.
         checkpoint: a file or state dict to load instead, in any published form of the variant, also inside of a
-            training script's or a detector's. With another number of classes the classifier is drawn anew; with other
-            channels the first convolution is adapted. One without a classifier, as of a detector or a pyramid, is for
-            `features_only` or for a `num_classes` that is given.
+            training script's or a detector's. If `num_classes` differs, the classifier is re-initialised; if `in_chans`
+            differs, the first convolution is adapted. A checkpoint without a classifier, such as a detector's or a
+            pyramid's, needs `features_only` or `num_classes`.
         num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
         in_chans: channels of the image; None for those of the weights, or 3.
         img_size: (height, width) for rules that follow the training size, such as MaxViT's window of

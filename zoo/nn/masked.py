@@ -1,4 +1,4 @@
-"""Batches of images padded to one size: each image is seen by itself, so that padding changes nothing.
+"""Each image of a padded batch is run on its own, so that padding cannot change the result.
 
 Padding reaches real pixels through almost everything: windows are placed by the size of the map, convolutions and
 neighbourhoods look over its border, squeeze and excitation, channel attention, regions and pooled maps take means over

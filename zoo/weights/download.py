@@ -25,7 +25,7 @@ PATIENCE = 30.0
 SLOWEST = 1024
 """Bytes a second."""
 ATTEMPTS = 5
-"""Connections in turn that bring nothing new."""
+"""Give up after so many connections in a row without progress."""
 LONGEST_WAIT = 60.0
 """Seconds between two of them, also where a server asks for more."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
