@@ -16,7 +16,6 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from zoo.config.catalog import shipped, tree_of
@@ -26,7 +25,6 @@ from zoo.models.create import create_model
 from zoo.models.load import backbone_of
 from zoo.models.param_groups import parameter_groups
 from zoo.nn.backbone import Backbone
-from zoo.nn.block import Block
 from zoo.training.data.augmentation import training_transform
 from zoo.training.data.classes import describe
 from zoo.training.data.digits import write_digits
@@ -35,6 +33,7 @@ from zoo.training.data.splits import Split, open_splits
 from zoo.training.norms import check_single_images
 from zoo.training.randomness import seed_all
 from zoo.training.recipe import Recipe, pieces
+from zoo.training.sharding import shard
 from zoo.vision.images import input_config
 
 
@@ -205,8 +204,7 @@ def _distribute(
     if not fsdp:
         return accelerator.prepare(backbone, optimizer_of(backbone))
     mesh = torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in [*(m for m in backbone.modules() if isinstance(m, Block)), backbone]:
-        fully_shard(module, mesh=mesh)
+    shard(backbone, mesh)
     return backbone, optimizer_of(backbone)
 
 
