@@ -74,6 +74,7 @@ def create_model(
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")
     if "checkpoint_path" in keys:
         raise ConfigError("checkpoint_path is timm's argument: here it is checkpoint=, a file or a state dict")
+    wrap = {"feature_cls": keys.pop("feature_cls")} if "feature_cls" in keys else {}
     changes = {"img_size": img_size, "output_stride": output_stride}
     resolved = resolve(
         name,
@@ -89,6 +90,6 @@ def create_model(
         drop_rate=drop_rate,
         level_norm=level_norm,
     )
-    wrap = {"features_only": True} if features_only else {}
+    wrap |= {"features_only": True} if features_only else {}
     wrap |= {} if out_indices is None else {"out_indices": out_indices}
     return build(resolved, exportable=exportable, **wrap)

@@ -167,7 +167,7 @@ def _take(blueprint: Backbone, tensors: StateDict) -> None:
     """
     own, device = blueprint.state_dict(), torch.get_default_device()
     taken = {
-        name: _alone(tensors[name].to(device, value.dtype))
+        name: _laid_out(tensors[name].to(device, value.dtype), value)
         for name, value in own.items()
         if name in tensors and tensors[name].shape == value.shape
     }
@@ -180,6 +180,8 @@ def _take(blueprint: Backbone, tensors: StateDict) -> None:
     initialise(blueprint, blueprint.config.init, taken)
 
 
-def _alone(value: torch.Tensor) -> torch.Tensor:
-    """A tensor that shares its memory with no other, as slices of a published one do."""
-    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor with the strides of another, which shares its memory with none, as slices of a published one do."""
+    if value.stride() == like.stride() and value.untyped_storage().nbytes() == value.nbytes:
+        return value
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=value.device).copy_(value)

@@ -49,7 +49,8 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            lock.release()  # and its file stays: another process may be waiting for it
+            (output / LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:
