@@ -181,7 +181,11 @@ def _take(blueprint: Backbone, tensors: StateDict) -> None:
 
 
 def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor with the strides of another, which shares its memory with none, as slices of a published one do."""
-    if value.stride() == like.stride() and value.untyped_storage().nbytes() == value.nbytes:
+    """A tensor with the strides of another, in memory of its own and where PyTorch would place it.
+
+    Slices of a published tensor share theirs, and those of a file may begin at any byte, for which other kernels run.
+    """
+    alone = value.is_meta or (value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() % 64 == 0)
+    if alone and value.stride() == like.stride():
         return value
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=value.device).copy_(value)
