@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich import box
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Published weights on this machine.")
 
+T = TypeVar("T")
 Names = Annotated[list[str] | None, typer.Argument(help="Checkpoints or variants, as in 'dinat_*'; all if none.")]
 
 
@@ -42,15 +44,11 @@ def fetch(names: Names = None) -> None:
     with reported():
         from zoo.models.published import published_tensors
 
-        failed = []
-        for entry in _chosen(names):
-            try:
-                published_tensors(entry)
-                console.print(f"{entry.id}: ready")
-            except CheckpointError as error:
-                failed.append(str(error))
-        if failed:
-            raise CheckpointError("\n".join(failed))
+        def fetch_one(entry: Checkpoint) -> None:
+            published_tensors(entry)
+            console.print(f"{entry.id}: ready")
+
+        _each(_chosen(names), fetch_one)
 
 
 @app.command()
@@ -129,18 +127,14 @@ def import_(
     with reported():
         from zoo.models.recognise import candidates, checkpoint_files, keep
 
-        failed = []
-        for path in checkpoint_files(place):
-            try:
-                fitting = candidates(path)
-                chosen = fitting if name is None else [entry for entry in fitting if entry.id == name]
-                if len(chosen) != 1:
-                    raise CheckpointError(f"{path}: may be {', '.join(e.id for e in fitting)}; say which with --as")
-                console.print(f"{path.name} is {chosen[0].id}: {keep(path, chosen[0])}")
-            except CheckpointError as error:
-                failed.append(str(error))
-        if failed:
-            raise CheckpointError("\n".join(failed))
+        def import_one(path: Path) -> None:
+            fitting = candidates(path)
+            chosen = fitting if name is None else [entry for entry in fitting if entry.id == name]
+            if len(chosen) != 1:
+                raise CheckpointError(f"{path}: may be {', '.join(e.id for e in fitting)}; say which with --as")
+            console.print(f"{path.name} is {chosen[0].id}: {keep(path, chosen[0])}")
+
+        _each(checkpoint_files(place), import_one)
 
 
 @app.command()
@@ -160,6 +154,18 @@ def publish(
         entry = None if checkpoint else default_checkpoint(*split_tag(model))
         weights = {"pretrained": True} if checkpoint is None else {"checkpoint": checkpoint}
         console.print(publish(create_model(model, **weights), target, entry, private))
+
+
+def _each(items: Iterable[T], do: Callable[[T], None]) -> None:
+    """Do something with every item; what cannot be done is told at the end, after the others."""
+    failed = []
+    for item in items:
+        try:
+            do(item)
+        except CheckpointError as error:
+            failed.append(str(error))
+    if failed:
+        raise CheckpointError("\n".join(failed))
 
 
 def _chosen(names: list[str] | None) -> list[Checkpoint]:

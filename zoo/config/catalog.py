@@ -124,11 +124,11 @@ def is_file(name: str) -> bool:
 def _locate(name: str) -> tuple[Path, str | None]:
     if match := _FILE.fullmatch(name):
         return Path(match[1]), match[2]
-    if name.removeprefix("zoo_") in shipped() and name not in shipped():
-        raise ConfigError(f"{name!r} is timm's name of a model of the zoo, which itself calls it {name[4:]!r}")
-    if name not in shipped():
-        raise Where("model name").unknown(name, shipped(), "model")
-    return shipped()[name], name
+    if name in shipped():
+        return shipped()[name], name
+    if (own := name.removeprefix("zoo_")) in shipped():
+        raise ConfigError(f"{name!r} is timm's name of a model of the zoo, which itself calls it {own!r}")
+    raise Where("model name").unknown(name, shipped(), "model")
 
 
 def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:

@@ -22,7 +22,7 @@ def dilate(config: ModelConfig, output_stride: int) -> ModelConfig:
     Raises:
         ConfigError: if `output_stride` is no map's, or the family cannot.
     """
-    if any(stage.after is not None or stage.context is not None for stage in config.stages):
+    if config.branching:
         raise _cannot(config, "a graph of stages")
     stages, reached, dilation = [], 1, 1
     for stage in config.stages:

@@ -1,7 +1,7 @@
 """YAML configuration to frozen dataclasses.
 
-A family file holds a base, `variants` that override it, and the key rules of published
-checkpoints. Beside the rules of `overrides.py`, a stage knows:
+A family file holds a base, `variants` that override it, and the key rules of published checkpoints. Beside the rules of
+`overrides.py`, a stage knows:
 
 * `branches: [mlp]` selects which branches its blocks have;
 * `first: {...}` in a branch holds for block 0 alone, `at: [2, 5]` keeps a branch in those blocks only.
@@ -80,8 +80,7 @@ class BranchConfig:
     """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut where not `residual`.
 
     Attributes:
-        reads: tensors that `fn` gets by name beside its input: "block", the input of the block, "branch", that of the
-            branch before its norm, or one of the stage's context.
+        reads: tensors that `fn` gets by name: "block" and "branch", the inputs of these, or those of a stage's context.
         writes: tensors of the context that `fn` gives new values for, after its output.
     """
 
@@ -176,6 +175,11 @@ class ModelConfig:
     where: Where = field(compare=False)
     source: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def branching(self) -> bool:
+        """Whether a stage sees more than the map of the one before."""
+        return any(stage.after is not None or stage.context is not None for stage in self.stages)
 
 
 _MODEL_KEYS: dict[str, Any] = {

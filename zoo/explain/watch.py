@@ -88,14 +88,13 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
 
 def branches(backbone: Backbone) -> Iterator[tuple[str, nn.Module, int]]:
     """Name, module and pixels per position of every branch, in order."""
-    strides = [1]
+    strides = [1, *backbone.reductions]
     for i, stage in enumerate(backbone.stages):
-        stride = strides[-1 if stage.after is None else stage.after + 1] * getattr(stage.embed, "reduction", 1)
+        stride = strides[i if stage.after is None else stage.after + 1] * getattr(stage.embed, "reduction", 1)
         for j, block in enumerate(stage.blocks):
             for name, branch in block.named_children():
                 yield f"stages.{i}.blocks.{j}.{name}", branch, stride
                 stride *= branch.reduction
-        strides.append(stride)
 
 
 def watch(backbone: Backbone, pixels: torch.Tensor, names: Collection[str]) -> list[Watched]:

@@ -14,9 +14,9 @@ from torch import nn
 from zoo.config.catalog import shipped
 from zoo.errors import ConfigError
 from zoo.kernels.sizes import ceil_div
+from zoo.models.load import may_lack
 from zoo.models.resolve import Resolved, assemble
 from zoo.models.variants import LEVEL_NORMS, PREFIX, adaptable, default_cfg, first_convolution, with_channels
-from zoo.weights.convert import Part
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import convert_and_check
 from zoo.weights.manifest import default_checkpoint
@@ -103,9 +103,7 @@ def _ours(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torc
     """What timm loads, in any published form, under our names, with the model's own norms of levels and channels."""
     own = model.state_dict()
     levels = {name: value for name, value in own.items() if name.startswith(LEVEL_NORMS)}
-
-    def absent(part: Part) -> tuple[str, ...]:
-        return (LEVEL_NORMS,)
-
-    tensors = convert_and_check(as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), absent)[0]
+    tensors = convert_and_check(
+        as_state_dict(state), model.config.checkpoints, own, adaptable(model.config), may_lack(dense=False)
+    )[0]
     return levels | with_channels(tensors, model.config, model.in_chans)

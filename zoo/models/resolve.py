@@ -82,6 +82,7 @@ def resolve(
         CheckpointError: if weights cannot be had, read or fitted.
     """
     overrides, described, entry, found = dict(overrides or {}), {}, None, None
+    settings = {key: value for key, value in settings.items() if value is not None}
     if checkpoint is not None:
         if pretrained or stored.is_stored(name):
             given = "pretrained=True" if pretrained else name
@@ -99,17 +100,13 @@ def resolve(
         found = Found(published_tensors(entry))
     if found is None:
         if overrides or variant not in shipped():
-            on_meta(config, **_known(settings))
+            on_meta(config, **settings)
         return Resolved(config, settings)
     spare = _spare(config, levels)
     fitted = _fitted(config, found, may_lack(spare, dense), settings)
     if isinstance(checkpoint, Mapping):  # which stays its owner's
         fitted = replace(fitted, tensors={key: value.clone() for key, value in fitted.tensors.items()})
     return replace(fitted, described=described, entry=entry)
-
-
-def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]:
@@ -122,7 +119,7 @@ def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]
 
 def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any]) -> Resolved:
     """Weights in any published form under our names, on a blueprint of their model."""
-    blueprint = on_meta(config, **_known(settings))
+    blueprint = on_meta(config, **settings)
     targets = shapes_of(config, blueprint)
     tensors, _ = convert_and_check(found.tensors, config.checkpoints, targets, adaptable(config), optional)
     if any(value.is_meta for value in tensors.values()) and torch.get_default_device().type != "meta":
@@ -146,7 +143,7 @@ def assemble(resolved: Resolved) -> Backbone:
 
     Once for a `Resolved`, whose blueprint and tensors become the model.
     """
-    settings, blueprint = _known(resolved.settings), resolved.blueprint
+    settings, blueprint = dict(resolved.settings), resolved.blueprint
     if blueprint is None:
         return Backbone(resolved.config, **settings)
     classes = settings.setdefault("num_classes", resolved.classes or 0)

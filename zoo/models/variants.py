@@ -12,6 +12,7 @@ from torch import nn
 from zoo.config.catalog import is_file, load_config, shipped
 from zoo.config.model import ModelConfig
 from zoo.errors import ConfigError, Where
+from zoo.models.limits import on_meta
 from zoo.nn.backbone import Backbone
 from zoo.nn.embeds import input_convolutions
 from zoo.nn.layers.norm import build_norm
@@ -93,8 +94,7 @@ def shapes_of(config: ModelConfig, backbone: Backbone) -> dict[str, torch.Tensor
 @cache
 def published_shapes(variant: str, num_classes: int) -> dict[str, torch.Tensor]:
     """Names and shapes of a shipped variant's own checkpoints."""
-    with torch.device("meta"):
-        return Backbone(load_config(variant), num_classes).state_dict()
+    return on_meta(load_config(variant), num_classes=num_classes).state_dict()
 
 
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:

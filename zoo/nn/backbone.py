@@ -46,7 +46,6 @@ class Backbone(nn.Module):
     Attributes:
         levels: numbers of the stages whose maps are handed out; the last stage is one of them.
         reductions: pixels of the image per position of the map of each stage.
-        branching: whether a stage sees more than the map of the one before.
         feature_info: channels, reduction and module of each map that is handed out.
 
     Args:
@@ -101,7 +100,6 @@ class Backbone(nn.Module):
         dim = self.num_features = sizes[-1][0]
         self.reductions = [reduction for _, reduction in sizes[1:]]
         self.levels = [i for i, stage in enumerate(config.stages) if stage.level]
-        self.branching = any(stage.after is not None or stage.context is not None for stage in config.stages)
         self.norm = build_norm(config.head.norm, dim) if config.head.order == "norm_pool" else nn.Identity()
         self.level_norms: nn.ModuleList | None = None
         if level_norm and config.stage_norm is None:
@@ -184,7 +182,7 @@ class Backbone(nn.Module):
             if i in take:
                 maps.append(self._level(i, x) if norm else x)
             x = norm_maps(stage.norm, x)
-            if self.branching:
+            if self.config.branching:
                 outputs.append((x, context))
         if count == len(self.stages):
             x = norm_maps(self.norm, x)

@@ -59,7 +59,6 @@ def load(path: Path) -> Any:
             no data, such as `os.system`.
         Exception: of any kind, if the file is damaged.
     """
-    _check_kind(path)
     _check_archive(path)
     names = _globals(path)
     if code := sorted(name for name in names if _runs_code(*name)):
@@ -164,28 +163,25 @@ class _Names(pickle._Unpickler):
         return _Nothing()
 
 
-def _check_kind(path: Path) -> None:
-    """Refuse what PyTorch writes that is no pickle of tensors, and what it no longer reads."""
-    if is_zipfile(path):
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is, for PyTorch packs tensors as they are, or that is damaged.
+
+    And what PyTorch writes that is no pickle of tensors, or wrote once and no longer reads.
+    """
+    if not is_zipfile(path):
+        if is_tarfile(path):
+            raise CheckpointError(
+                f"{path}: is a tar archive, as PyTorch wrote before version 0.2, or with a checkpoint in it; unpack "
+                "it, or load it with the PyTorch that wrote it and save its `state_dict()`"
+            )
+        return
+    try:
         with ZipFile(path) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 raise CheckpointError(
                     f"{path}: is a model of TorchScript, which holds code; open it with `torch.jit.load` and save its "
                     "`state_dict()`"
                 )
-    elif is_tarfile(path):
-        raise CheckpointError(
-            f"{path}: is a tar archive, as PyTorch wrote before version 0.2, or with a checkpoint in it; unpack it, "
-            "or load it with the PyTorch that wrote it and save its `state_dict()`"
-        )
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is, for PyTorch packs tensors as they are, or that is damaged."""
-    if not is_zipfile(path):
-        return
-    try:
-        with ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > path.stat().st_size:
                 raise CheckpointError(
