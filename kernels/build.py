@@ -46,19 +46,18 @@ def library() -> tuple[ctypes.CDLL, str]:
         with suppress(OSError):
             return _load(kept), ""
         note = f"{kept} was damaged, so the C++ kernels are built once more"
-    places = [kept.parent] if kept else []
-    for place in [*places, None]:
+    for target in [kept, None] if kept else [None]:
         try:
-            with _work_folder(place) as folder:
+            with _work_folder(target.parent if target else None) as folder:
                 built = _build(compiler, list(units), folder)
                 loaded = _load(built)  # what does not load must not be kept
-                if place:
-                    os.replace(built, kept)  # another process may be doing the same: both files serve
+                if target:
+                    os.replace(built, target)  # another process may be doing the same: both files serve
                 return loaded, note
         except (OSError, subprocess.CalledProcessError) as error:
             failure = error
-            if place:
-                note = _not_kept(error, f" in {place}")
+            if target:
+                note = _not_kept(error, f" in {target.parent}")
     raise CannotBuildError(
         f"the C++ kernels do not build with {shlex.join(compiler)}: {_first_line(failure)}; set CXX to a compiler of "
         "C++17 that knows OpenMP, as GCC does, and TMPDIR to a folder that can be written"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 Shapes = Sequence[tuple[int, ...]]
 
 
-def count_operations(operation: str, tensors: int, keys: Callable[[Shapes, Sequence], int]) -> None:
+def count_operations(operation: str, tensors: int, keys: Callable[[Shapes, Sequence[Any]], int]) -> None:
     """Register the formulas of `zoo::operation` and its backward pass.
 
     Args:
@@ -21,10 +22,11 @@ def count_operations(operation: str, tensors: int, keys: Callable[[Shapes, Seque
         keys: how many keys a query attends to, from the shapes of the tensors and the settings.
     """
 
-    def forward(*arguments: object, **_: object) -> int:
+    # The arguments are shapes, where the operator takes tensors, and then settings, of other types for each operator.
+    def forward(*arguments: Any, **_: object) -> int:
         return 4 * math.prod(arguments[0]) * keys(arguments[:tensors], arguments[tensors:])
 
-    def backward(_grad: object, *arguments: object, **_: object) -> int:
+    def backward(_grad: object, *arguments: Any, **_: object) -> int:
         return 10 * math.prod(arguments[0]) * keys(arguments[:tensors], arguments[tensors + 2 :])
 
     register_flop_formula(getattr(torch.ops.zoo, operation))(forward)

@@ -39,7 +39,7 @@ def too_many_keys(keys: int) -> str:
     )
 
 
-def call(function: str, *arguments: object) -> None:
+def call(function: str, *arguments: torch.Tensor | int | float | None) -> None:
     """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers.
 
     Raises:
@@ -60,9 +60,9 @@ def zeros(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
-def as_float(x: torch.Tensor | None) -> torch.Tensor | None:
+def as_float(x: torch.Tensor) -> torch.Tensor:
     """`x` in single precision with the channels of a head side by side, as the C++ kernels read it."""
-    return x if x is None or (x.dtype == torch.float32 and x.stride(-1) == 1) else x.float().contiguous()
+    return x if x.dtype == torch.float32 and x.stride(-1) == 1 else x.float().contiguous()
 
 
 def numbers(*values: int) -> torch.Tensor:
@@ -75,7 +75,7 @@ def strides(*maps: torch.Tensor) -> torch.Tensor:
     return numbers(*(stride for x in maps for stride in x.stride()[:4]))
 
 
-def _as_c(argument: object) -> object:
+def _as_c(argument: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64:
     if argument is None:
         return ctypes.c_void_p(None)
     if isinstance(argument, torch.Tensor):

@@ -42,7 +42,6 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     """A decorator of a public operation: its calls are noted while `recording` is active."""
     signature = inspect.signature(operation)
 
-    @wraps(operation)
     def call(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls = _calls.value()
         if calls is not None:
@@ -53,7 +52,7 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
     # torch.compile keeps and counts its graphs by code object, which would otherwise be one for all operations.
     call.__code__ = call.__code__.replace(co_name=operation.__name__)
-    return call
+    return wraps(operation)(call)
 
 
 @contextmanager

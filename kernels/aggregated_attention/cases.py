@@ -21,10 +21,14 @@ class Case:
     head_dim: int = 24
     size: int = 3
 
-    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
-        """Random arguments; options are a tensor's dtype and device."""
-        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
-        pooled_k, pooled_v = torch.randn(batch, *self.pooled, 2, self.heads, self.head_dim, **options).unbind(3)
+    def tensors(
+        self, batch: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Random arguments of a dtype and on a device, PyTorch's own defaults if None."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, dtype=dtype, device=device).unbind(3)
+        pooled_k, pooled_v = torch.randn(
+            batch, *self.pooled, 2, self.heads, self.head_dim, dtype=dtype, device=device
+        ).unbind(3)
         queries, keys, taps = self.shape[0] * self.shape[1], self.pooled[0] * self.pooled[1], self.size**2
         return {
             "q": q * self.head_dim**-0.5,
@@ -32,9 +36,9 @@ class Case:
             "v": v,
             "pooled_k": pooled_k,
             "pooled_v": pooled_v,
-            "local_bias": torch.randn(self.heads, taps, **options),
-            "pooled_bias": torch.randn(self.heads, queries, keys, **options),
-            "extra": torch.randn(batch, *self.shape, self.heads, taps, **options),
+            "local_bias": torch.randn(self.heads, taps, dtype=dtype, device=device),
+            "pooled_bias": torch.randn(self.heads, queries, keys, dtype=dtype, device=device),
+            "extra": torch.randn(batch, *self.shape, self.heads, taps, dtype=dtype, device=device),
         }
 
     def settings(self) -> dict[str, int]:

@@ -48,8 +48,10 @@ def as_taps(extra: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
 
 def layout(extra: torch.Tensor, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
     """The arguments as kernels read them, `extra` first, and their strides."""
-    found = [as_taps(extra), *(as_rows(t) for t in tensors)]
-    return [row[0] for row in found], [stride for row in found for stride in row[1:]]
+    taps, image, row, head = as_taps(extra)
+    others = [as_rows(t) for t in tensors]
+    strides = [image, row, head, *(stride for _, *steps in others for stride in steps)]
+    return [taps, *(rows for rows, _, _ in others)], strides
 
 
 def tiled(

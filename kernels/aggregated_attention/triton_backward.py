@@ -31,7 +31,7 @@ def backward(
     """See `operator.backward`."""
     (extra, *rows), strides = layout(extra, grad, v, q, k, pooled_k, pooled_v)
     local_bias, pooled_bias, lse, out = (t.contiguous() for t in (local_bias, pooled_bias, lse, out))
-    delta, d_extra = extra_gradient(extra, *rows[:2], out, strides[:7], size)
+    delta, d_extra = extra_gradient(extra, rows[0], rows[1], out, strides[:7], size)
     dq, d_local_bias = queries_gradients(rows, local_bias, pooled_bias, lse, delta, strides[3:], size)
     dk, dv = keys_gradients(extra, rows[:4], local_bias, lse, delta, strides[:11], size)
     grad, _, *rows = rows

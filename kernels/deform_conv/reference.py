@@ -33,7 +33,7 @@ def _bilinear(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor
     # NaN has no index, but its weights carry it into the output.
     top, left = (t.detach().floor().clamp(-1, n - 1).nan_to_num(0.0) for t, n in ((y, height), (z, width)))
     image = torch.arange(x.shape[0], device=x.device).view(-1, *(1,) * (y.ndim - 1))
-    out = 0
+    out: torch.Tensor = 0  # type: ignore[assignment]  # a sum begins with a number
     for row, row_weight in ((top, 1 - (y - top)), (top + 1, y - top)):
         for column, column_weight in ((left, 1 - (z - left)), (left + 1, z - left)):
             index = (row + 1).long() * (width + 2) + (column + 1).long()

@@ -22,10 +22,16 @@ class Case:
     dilation: tuple[int, int] = (1, 1)
     bias: bool = True
 
-    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
-        """Random arguments; options are a tensor's dtype and device."""
-        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
-        table = {"bias": torch.randn(self.heads, *(2 * n - 1 for n in self.size), **options)} if self.bias else {}
+    def tensors(
+        self, batch: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Random arguments of a dtype and on a device, PyTorch's own defaults if None."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, dtype=dtype, device=device).unbind(3)
+        table = (
+            {"bias": torch.randn(self.heads, *(2 * n - 1 for n in self.size), dtype=dtype, device=device)}
+            if self.bias
+            else {}
+        )
         return {"q": q, "k": k, "v": v, **table}
 
     def settings(self) -> dict[str, tuple[int, int]]:

@@ -56,7 +56,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `biased_operator`."""
     _refuse(size)
-    dtype, table = q.dtype, bias
+    dtype, bias_dtype = q.dtype, q.dtype if bias is None else bias.dtype
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     bias = None if bias is None else F.pad(bias.float(), (0, SPARE))
     dq, dk, dv = (empty(q.shape) for _ in range(3))
@@ -67,7 +67,7 @@ def backward(
     dq, dk, dv = (t.to(dtype) for t in (dq, dk, dv))
     if partial is None:
         return dq, dk, dv, q.new_empty(0, dtype=dtype)
-    return dq, dk, dv, partial.sum(0)[..., :-SPARE].to(table.dtype).contiguous()
+    return dq, dk, dv, partial.sum(0)[..., :-SPARE].to(bias_dtype).contiguous()
 
 
 def _refuse(size: list[int]) -> None:

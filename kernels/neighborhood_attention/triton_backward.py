@@ -38,6 +38,8 @@ def backward(
     launch(triton_queries._queries, first.grid, *inputs, table, out, lse, *results, *first.numbers, **first.options)
     plan = plan_of(KEYS, triton_keys.PER_SM, q, k, bias is not None, size, dilation)
     table = pair_table(plan, q, bias, scale)
-    results = (dk, dv, scale)
-    launch(triton_keys._keys_values, plan.grid, *inputs, table, row_sums, *results, *plan.numbers, **plan.options)
-    return dq, dk, dv, q.new_empty(0) if bias is None else bias_gradient(first, partial, bias)
+    inputs_k = (*inputs, table, row_sums)
+    launch(triton_keys._keys_values, plan.grid, *inputs_k, dk, dv, scale, *plan.numbers, **plan.options)
+    if bias is None or partial is None:
+        return dq, dk, dv, q.new_empty(0)
+    return dq, dk, dv, bias_gradient(first, partial, bias)

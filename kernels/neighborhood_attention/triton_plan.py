@@ -98,8 +98,9 @@ def _plan(
     chunks = 1 if light and blocks <= kernel.blocks else triton.cdiv(blocks, 6 if light else few)
     kinds = sets_y * kinds_y * sets_x * kinds_x * (heads if biased else 1)
     table = kinds * chunks * triton.cdiv(blocks, chunks), ROWS * COLUMNS
-    if 4 * prod(table) > LARGEST * prod(shape) * dtype.itemsize:
-        table, chunks = None, triton.cdiv(blocks, few)
+    too_large = 4 * prod(table) > LARGEST * prod(shape) * dtype.itemsize
+    if too_large:
+        chunks = triton.cdiv(blocks, few)
     each = triton.cdiv(blocks, chunks)
 
     longest = max(strides[0], strides[4], prod(shape[1:]), 1)
@@ -113,7 +114,8 @@ def _plan(
     programs = tiles // across * (kinds_x - 1 + triton.cdiv(run, stretch)) * triton.cdiv(batch, share)
     unit = 1 if any(n % 8 for n in strides) else 8
     lattice = (height, width, heads, *dilation)
-    constants = {"SIZE_Y": size[0], "SIZE_X": size[1], "TILE_Y": tile[0], "TILE_X": tile[1], "KEYS": kernel.keys}
+    sides = {"SIZE_Y": size[0], "SIZE_X": size[1], "TILE_Y": tile[0], "TILE_X": tile[1]}
+    constants: dict[str, object] = {**sides, "KEYS": kernel.keys}
     limit = {"maxnreg": kernel.registers} if kernel.registers and light and not torch.version.hip else {}
     return Plan(
         (programs,),
@@ -130,7 +132,7 @@ def _plan(
             "num_stages": 2,
         }
         | limit,
-        table,
+        None if too_large else table,
         (programs, ROWS, COLUMNS * chunks * each),
         (height, width, heads if biased else 1, *dilation, kinds_y, kinds_x, sets_x * kinds_x, chunks * each),
         constants | {"num_warps": 2},

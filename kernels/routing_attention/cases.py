@@ -23,9 +23,11 @@ class Case:
     region: tuple[int, int]
     topk: int
 
-    def tensors(self, batch: int, **options: object) -> dict[str, torch.Tensor]:
-        """Random arguments; options are the dtype and device of the floating-point ones."""
-        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, **options).unbind(3)
+    def tensors(
+        self, batch: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Random arguments of a dtype, if floating-point, and on a device; PyTorch's own defaults if None."""
+        q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, dtype=dtype, device=device).unbind(3)
         return {"q": q, "k": k, "v": v, "routes": region_routes(q, k, self.region, self.topk)}
 
     def settings(self) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,7 @@ def routing_attention(
     """See `api.routing_attention`."""
     batch, height, width = q.shape[:3]
     q, k, v = (pad_to_multiple(t, region) for t in (q, k, v))
-    filled = tuple(q.shape[1:3])
+    filled = (q.shape[1], q.shape[2])
     q, k, v = (partition(t, region, (1, 1)) for t in (q, k, v))
     regions, topk = routes.shape[1:]
     image = torch.arange(batch, device=q.device)[:, None]

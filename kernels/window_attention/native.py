@@ -49,7 +49,7 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `biased_operator`."""
-    dtype, table = q.dtype, bias
+    dtype, bias_dtype = q.dtype, q.dtype if bias is None else bias.dtype
     grad, q, k, v, out = (as_float(t) for t in (grad, q, k, v, out))
     bias = None if bias is None else bias.float().contiguous()
     dq, dk, dv = empty(q.shape), zeros(q.shape), zeros(q.shape)
@@ -62,5 +62,5 @@ def backward(
         "window_attention_backward",
         *(grad, q, k, v, bias, out, lse, dq, dk, dv, partial, shape, layout, scale, parts),
     )
-    dbias = q.new_empty(0, dtype=dtype) if partial is None else partial.sum(0).to(table.dtype)
+    dbias = q.new_empty(0, dtype=dtype) if partial is None else partial.sum(0).to(bias_dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dbias

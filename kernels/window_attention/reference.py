@@ -21,7 +21,8 @@ def window_attention(
 ) -> torch.Tensor:
     """See `api.window_attention`."""
     batch, height, width = q.shape[:3]
-    whole = tuple(ceil_div(n, s * i) * s * i for n, s, i in zip((height, width), size, interval, strict=True))
+    down, across = (ceil_div(n, s * i) * s * i for n, s, i in zip((height, width), size, interval, strict=True))
+    whole = (down, across)
     q, k, v = (partition(pad_map(t, *whole), size, interval) for t in (q, k, v))
     groups = q.shape[1]
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))

@@ -53,13 +53,13 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `biased_operator`."""
-    gradients = [q.new_empty(q.shape) for _ in range(3)]
+    dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
     q, k, v = in_place(q, k, v)
     call = call_of(q, k, v, bias, size, interval)
     given = [grad.contiguous(), out.contiguous(), lse.contiguous()]
     run = _packed if tiling(call, "packed").packed else _cut
-    dbias = run(call, [q, k, v], bias, given, gradients, scale)
-    return *gradients, q.new_empty(0) if dbias is None else dbias
+    dbias = run(call, [q, k, v], bias, given, [dq, dk, dv], scale)
+    return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
 
 
 def _packed(call, qkv, bias, given, gradients, scale) -> torch.Tensor | None:

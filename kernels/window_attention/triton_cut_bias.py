@@ -30,14 +30,15 @@ PER_SM = 3
 
 def bias_gradient(call: Call, tensors: list[torch.Tensor], bias: torch.Tensor, scale: float) -> torch.Tensor:
     """The gradient of bias from q, k, v, table, grad, lse, delta."""
-    grid, integers, options = _plan(call, PER_SM)
-    partial = bias.new_empty((*grid, options["OWN"], options["OTHER"]), dtype=torch.float32)
+    grid, integers, options, sums = _plan(call, PER_SM)
+    partial = bias.new_empty(sums, dtype=torch.float32)
     launch(_backward_bias, grid, *tensors, partial, scale, *integers, **options)
     return add_up(partial, bias)
 
 
 @lru_cache(maxsize=1024)
-def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
+def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object], tuple[int, int, int]]:
+    """Grid, integers and options of the kernel, and the shape of what it leaves."""
     tile, batch = tiling(call, "bias"), call.shape[0]
     tiles, tiles_x = ceil_div(call.tokens, tile.own), ceil_div(call.tokens, tile.other)
     pairs, resident = tiles * tiles_x, residents(call, tile, per_sm)
@@ -45,7 +46,8 @@ def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[st
     span, images = share_of(call, call.heads * pairs, call.groups, resident, least)
     grid = (call.heads * pairs * ceil_div(call.groups, span) * ceil_div(batch, images),)
     integers = (*call.integers(), call.groups, span, images, batch, tiles, tiles_x)
-    return grid, integers, call.constants() | call.table() | tile.options()
+    options = call.constants() | call.table() | tile.options()
+    return grid, integers, options, (*grid, tile.own, tile.other)
 
 
 @triton.jit(do_not_specialize=COUNTS)

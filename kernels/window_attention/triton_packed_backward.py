@@ -35,22 +35,24 @@ def backward(
     call: Call, tensors: list[torch.Tensor | None], gradients: list[torch.Tensor], scale: float
 ) -> torch.Tensor | None:
     """Fill the gradients of q, k, v from q, k, v, bias, grad, lse; returns the gradient of bias."""
-    grid, integers, options = _plan(call, PER_SM)
-    bias, own = tensors[3], options["OWN"]
-    partial = None if bias is None else bias.new_empty((*grid, own, own), dtype=torch.float32)
+    grid, integers, options, sums = _plan(call, PER_SM)
+    bias = tensors[3]
+    partial = None if bias is None else bias.new_empty(sums, dtype=torch.float32)
     launch(_backward_packed, grid, *tensors, *gradients, partial, scale, *integers, **options)
-    return None if bias is None else add_up(partial, bias)
+    return None if bias is None or partial is None else add_up(partial, bias)
 
 
 @lru_cache(maxsize=1024)
-def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object]]:
+def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object], tuple[int, int, int]]:
+    """Grid, integers and options of the kernel, and the shape of the sums that it leaves."""
     tiles, batch = tiling(call, "packed"), call.shape[0]
     slots = tiles.own // call.tokens
     places = ceil_div(call.groups, slots)
     least = ceil_div(4 * tiles.own * tiles.own, slots * call.tokens * call.shape[4] * call.bytes) if call.biased else 1
     span, images = share_of(call, call.heads, places, residents(call, tiles, per_sm), least)
     grid = (call.heads * ceil_div(places, span) * ceil_div(batch, images),)
-    return grid, (*call.integers(), call.groups, places, span, images, batch), call.constants() | tiles.options()
+    integers = (*call.integers(), call.groups, places, span, images, batch)
+    return grid, integers, call.constants() | tiles.options(), (*grid, tiles.own, tiles.own)
 
 
 @triton.jit(do_not_specialize=COUNTS)

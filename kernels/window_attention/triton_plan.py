@@ -85,7 +85,8 @@ def call_of(
     strides, bytes_ = (q.stride(), k.stride(), v.stride()), q.element_size()
     device = q.device
     where = (input_precision(q), capability(device), multiprocessors(device))
-    return Call(tuple(q.shape), strides, bytes_, tuple(size), tuple(interval), bias is not None, *where)
+    group, steps = (size[0], size[1]), (interval[0], interval[1])
+    return Call(tuple(q.shape), strides, bytes_, group, steps, bias is not None, *where)
 
 
 class Tiling(NamedTuple):
