@@ -36,7 +36,8 @@ def benchmark(
 
         if amp not in PRECISIONS:
             raise ConfigError(f"--amp is {amp!r}, expected one of {', '.join(PRECISIONS)}")
-        precision = PRECISIONS[amp] and getattr(torch, PRECISIONS[amp])
+        name_of_type = PRECISIONS[amp]
+        precision = getattr(torch, name_of_type) if name_of_type else None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         table = Table("model", "size", "images/s", "training images/s", "GiB", title=f"{device}, batch {batch_size}")
         rows = []

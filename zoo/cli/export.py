@@ -37,8 +37,9 @@ def export(
         from zoo.vision import is_trained
 
         shape = _size(size)
-        settings = {"features_only": features, "num_classes": num_classes}
-        built = create_model(model, pretrained, checkpoint=checkpoint, **settings).eval()
+        built = create_model(
+            model, pretrained, checkpoint=checkpoint, features_only=features, num_classes=num_classes
+        ).eval()
         exported = write(built, output, format, shape, not static)
         console.print(_table(model, exported, deployment(built, exported)))
         if not is_trained(model, pretrained, checkpoint):

@@ -49,7 +49,13 @@ def train(
 ) -> None:
     """Train a model by a recipe; everything of the run lies in --output."""
     with reported():
-        given = {"model": model, "data": data, "checkpoint": checkpoint, "pretrained": pretrained, "classes": classes}
+        given: dict[str, Any] = {
+            "model": model,
+            "data": data,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "classes": classes,
+        }
         given |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "img_size": img_size, "workers": workers}
         given |= {"amp": amp, "compile": compile, "seed": seed}
         summary = _train(recipe, output, resume, {k: v for k, v in given.items() if v is not None}, settings or [])

@@ -195,7 +195,7 @@ def _one_hot(call: Call, query: tuple[int, int]) -> torch.Tensor:
     """(heads, H, W): one at the query."""
     q = call.arguments["q"]
     one = torch.zeros(q.shape[3], *q.shape[1:3], device=q.device)
-    one[(slice(None), *query)] = 1
+    one[:, query[0], query[1]] = 1
     return one
 
 

@@ -68,7 +68,7 @@ def _attended(layer: Watched, queries: torch.Tensor) -> torch.Tensor:
         if call.name == "channel_attention":
             return queries
         q, extra = call.arguments["q"], call.arguments.get("extra")
-        heads, *extended = q.shape[3], *q.shape[1:3]
+        heads, extended = q.shape[3], (q.shape[1], q.shape[2])
         asked = pad_map(queries[None], *extended).expand(heads, -1, -1)
         parts = weights(call, asked, **({} if extra is None else {"extra": torch.zeros_like(extra)}))
         for part in parts.values():

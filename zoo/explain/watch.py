@@ -50,7 +50,8 @@ class Watched:
 
     def position(self, point: tuple[int, int]) -> tuple[int, int]:
         """(row, column) of the position that covers the pixel (x, y)."""
-        return tuple(min(p // self.stride, n - 1) for p, n in zip(reversed(point), self.shape, strict=True))
+        (x, y), (height, width) = point, self.shape
+        return min(y // self.stride, height - 1), min(x // self.stride, width - 1)
 
 
 def check_point(image: Image.Image, point: tuple[int, int] | None) -> tuple[int, int]:
@@ -114,7 +115,7 @@ def _note(seen: list[Watched], calls: list[Call], name: str, stride: int, wanted
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if wanted and calls:
             mixer = next(key for key, cls in BRANCHES.items() if type(module) is cls)
-            seen.append(Watched(name, module, mixer, stride, tuple(output.shape[1:3]), tuple(calls)))
+            seen.append(Watched(name, module, mixer, stride, (output.shape[1], output.shape[2]), tuple(calls)))
         calls.clear()
 
     return hook
@@ -184,5 +185,5 @@ def spread(coarse: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """A map (h, w) over the positions of a finer one: each spreads evenly over those that average pooling gives it."""
     with torch.enable_grad():
         fine = coarse.new_zeros(1, 1, *shape).requires_grad_()
-        pooled = F.adaptive_avg_pool2d(fine, coarse.shape)
+        pooled = F.adaptive_avg_pool2d(fine, (coarse.shape[0], coarse.shape[1]))
         return torch.autograd.grad(pooled, fine, coarse[None, None])[0][0, 0]

@@ -17,6 +17,7 @@ from zoo.kernels.sizes import ceil_div
 from zoo.models.load import may_lack
 from zoo.models.resolve import Resolved, assemble
 from zoo.models.variants import LEVEL_NORMS, PREFIX, adaptable, default_cfg, first_convolution, with_channels
+from zoo.nn.backbone import Backbone
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import convert_and_check
 from zoo.weights.manifest import default_checkpoint
@@ -27,6 +28,8 @@ class FeaturePyramid(FeatureGetterNet):
 
     `feature_info` tells channels, reductions and modules of the maps.
     """
+
+    model: Backbone
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Images (B, in_chans, H, W) to one map (B, C, H / stride, W / stride) a level, fine to coarse.

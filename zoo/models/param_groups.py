@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -38,7 +39,7 @@ def parameter_groups(
     return [part for group in groups for part in _split(group, names, model.config.lr_scale)]
 
 
-def _split(group: dict[str, Any], names: dict[int, str], scales: dict[str, float]) -> list[dict[str, Any]]:
+def _split(group: dict[str, Any], names: dict[int, str], scales: Mapping[str, float]) -> list[dict[str, Any]]:
     """The group, with the parameters that have a learning rate of their own in groups of their own."""
     parts: dict[float, list[nn.Parameter]] = {}
     for parameter in group["params"]:

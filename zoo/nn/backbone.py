@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import torch
 from torch import nn
@@ -24,6 +24,15 @@ from zoo.nn.masked import apart
 
 class Stages(nn.ModuleList):
     """The stages of a backbone, which runs them one by one, with what stands between them."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]  # no other module is put among the stages
+        def __getitem__(self, idx: int) -> Stage: ...
+        @overload
+        def __getitem__(self, idx: slice) -> Stages: ...
+        def __getitem__(self, idx: int | slice) -> Stage | Stages: ...
+        def __iter__(self) -> Iterator[Stage]: ...  # type: ignore[override]  # as above
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Refused: a chain of the stages alone would leave out the norms that some variants have between them.
@@ -273,7 +282,7 @@ class Backbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's parameter groups: the stem, then each stage (`coarse`) or each block in order."""
-        blocks = [(r"^stages\.(\d+)", None)]
+        blocks: list[tuple[str, tuple[int] | None]] = [(r"^stages\.(\d+)", None)]
         if not coarse:
             blocks = [
                 (r"^stages\.(\d+)\.embed", (-1,)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class Branch(nn.Module):
         if config.layer_scale is not None:
             self.gamma = nn.Parameter(torch.full((dim,), config.layer_scale))
         self.drop_path = DropPath(drop_path if config.drop_path else 0.0)
-        self.shortcut = nn.Identity() if config.residual else None
+        self.shortcut: nn.Module | None = nn.Identity() if config.residual else None
         if config.shortcut is not None:
             self.shortcut = SHORTCUTS.build(config.shortcut, dim_in=dim_in, dim=dim)
         self.reduction: int = getattr(self.fn, "reduction", 1)
@@ -79,6 +79,10 @@ class Branch(nn.Module):
 
 class Block(nn.Sequential):
     """Named branches in order; the first may change width and resolution."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Branch]: ...  # type: ignore[override]  # no other module is put into a block
 
     def __init__(self, branches: Sequence[BranchConfig], dim_in: int, dim: int, drop_path: float) -> None:
         super().__init__()
@@ -122,7 +126,7 @@ class Stage(nn.Module):
         widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.embed = nn.Identity()
+        self.embed: nn.Module = nn.Identity()
         if config.embed is not None:
             self.embed = EMBEDS.build(config.embed, dim_in=dim_in, dim=config.dim)
             dim_in = self.embed.dim

@@ -76,7 +76,7 @@ class ConvEmbed(nn.Module):
         self.pre_norm = build_norm(pre_norm, dim_in)
         self.convs = nn.ModuleList(layer.build(a, b) for a, b, layer in zip(widths, widths[1:], layers, strict=False))
         self.norms = nn.ModuleList(build_norm(layer.norm, b) for b, layer in zip(widths[1:], layers, strict=True))
-        self.acts = [ACTIVATIONS.get(layer.act) for layer in layers]
+        self.acts = [None if layer.act is None else ACTIVATIONS.get(layer.act) for layer in layers]
         self.same = [layer.padding == "same" for layer in layers]
         padding = layers[0].padding
         self.least = 1 if padding in (None, "same") else max(1, layers[0].kernel - 2 * padding)
@@ -203,7 +203,7 @@ class DeformEmbed(nn.Module):
         self.dim = dim
         self.offset = nn.Conv2d(dim_in, 8, 2, 2)
         nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
         self.conv = DeformConv2d(dim_in, dim, 2, 2)
         self.norm = build_norm(norm, dim)
         self.act = ACTIVATIONS[act]

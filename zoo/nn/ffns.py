@@ -40,7 +40,7 @@ class Mlp(nn.Module):
         if dwconv:
             self.dwconv = depthwise(hidden)
             nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
-            nn.init.zeros_(self.dwconv.bias)
+            nn.init.zeros_(self.dwconv.get_parameter("bias"))
         self.act = ACTIVATIONS[act]
         self.fc2 = nn.Linear(hidden, dim)
 

@@ -6,7 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -14,24 +14,27 @@ from zoo.config.model import Part
 from zoo.config.schema import check_fields
 from zoo.errors import ConfigError, Where, shorten
 
+Maker = Callable[..., nn.Module]
+Made = TypeVar("Made", bound=Maker)
 
-class Registry(dict[str, type[nn.Module]]):
+
+class Registry(dict[str, Maker]):
     """Classes of one kind by the name that configurations use."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
 
-    def register(self, name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    def register(self, name: str) -> Callable[[Made], Made]:
         """A class decorator that adds the class under `name`."""
 
-        def add(cls: type[nn.Module]) -> type[nn.Module]:
+        def add(cls: Made) -> Made:
             self[name] = cls
             return cls
 
         return add
 
-    def find(self, name: str, where: Where) -> type[nn.Module]:
+    def find(self, name: str, where: Where) -> Maker:
         """The class under `name`; a miss lists the near names."""
         if name not in self:
             raise where.unknown(name, self, self.kind)
@@ -63,10 +66,11 @@ class Registry(dict[str, type[nn.Module]]):
 
 
 @cache
-def _arguments(cls: type[nn.Module]) -> tuple[list[str], dict[str, Any], set[str]]:
+def _arguments(cls: Maker) -> tuple[list[str], dict[str, Any], set[str]]:
     """The positional arguments of a part, its configuration keys with their annotations, and those that it needs."""
     arguments = inspect.signature(cls).parameters.values()
-    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    init = cls.__init__  # type: ignore[misc]  # a class, or a function of positional arguments alone
+    hints = typing.get_type_hints(init, include_extras=True)
     keys = {a.name: hints[a.name] for a in arguments if a.kind is a.KEYWORD_ONLY}
     required = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is a.empty}
     return [a.name for a in arguments if a.kind is not a.KEYWORD_ONLY], keys, required

@@ -21,4 +21,4 @@ class Interrupt:
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, self._before[number])
+        signal.signal(number, self._before[signal.Signals(number)])

@@ -79,7 +79,7 @@ def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
     tensors = {_MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_ON_MAIN).items()}
     if parts.ema is not None:
         tensors |= {_EMA + name: value for name, value in parts.ema.module.state_dict().items()}
-    numbers = {}
+    numbers: dict[str, Any] = {}
     state = get_optimizer_state_dict(parts.model, _bare(parts), options=_ON_MAIN)
     for name, entries in state.get("state", {}).items():
         for key, value in entries.items():

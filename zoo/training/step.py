@@ -65,7 +65,7 @@ class Stepper:
             told = torch.stack([gathered[:, 0].mean(), gathered[:, 1].max()])
         mean, highest = told.tolist()
         overflow = accelerator.scaler is not None  # which skips steps by itself
-        taken = torch.isfinite(told[0]).item() and (overflow or torch.isfinite(norm).item())
+        taken = bool(torch.isfinite(told[0])) and (overflow or bool(torch.isfinite(norm)))
         self._take(step) if taken else self._skip(before)
         parts.optimizer.zero_grad()
         return Outcome(mean, norm.item(), int(highest), taken)

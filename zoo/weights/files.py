@@ -93,7 +93,7 @@ def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> F
     Raises:
         CheckpointError: if it does not.
     """
-    path = []
+    path: list[str] = []
     while (key := _wrapper(content, source, use_ema)) is not None and len(path) < _DEEPEST:
         content = content[key]
         path.append(key)

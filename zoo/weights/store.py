@@ -120,7 +120,7 @@ class Converted:
             with FileLock(f"{self.path}.lock"):
                 with written(self.path) as aside:
                     save_file(dict(tensors), aside, metadata=about)
-                    note = {"sha256": sha256_of(aside)}
+                    note: dict[str, str | int] = {"sha256": sha256_of(aside)}
                     self.note.unlink(missing_ok=True)
                 status = self.path.stat()
                 note |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}

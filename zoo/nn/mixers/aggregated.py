@@ -66,7 +66,7 @@ class AggregatedAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shape = tuple(x.shape[1:3])
+        shape = (x.shape[1], x.shape[2])
         pooled = self._pooled(shape)
         (q,) = split_heads(cpu.linear(self.q, x), self.head_dim, parts=1)
         k, v = split_heads(cpu.linear(self.kv, x), self.head_dim, parts=2)
@@ -83,8 +83,8 @@ class AggregatedAttention(nn.Module):
     def _pooled(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the pooled map of a map of `shape`."""
         if self.fixed_pool_size is not None:
-            return tuple(min(n, most) for n, most in zip(shape, self.fixed_pool_size, strict=True))
-        return tuple(max(1, n // self.pool) for n in shape)
+            return min(shape[0], self.fixed_pool_size[0]), min(shape[1], self.fixed_pool_size[1])
+        return max(1, shape[0] // self.pool), max(1, shape[1] // self.pool)
 
     def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""

@@ -67,7 +67,7 @@ class MBConv(nn.Module):
         self.conv1 = nn.Linear(dim_in, hidden, bias=False)
         self.norm1 = build_norm(inner_norm, hidden)
         self.same = padding == "same"
-        zeros = least_padding(3, stride) if self.same else padding
+        zeros = least_padding(3, stride) if padding == "same" else padding
         self.conv2 = depthwise(hidden, 3, stride, zeros, bias=False)
         self.norm2 = build_norm(inner_norm, hidden)
         self.se = SqueezeExcite(hidden, hidden // 16)

@@ -54,7 +54,7 @@ class RoutingAttention(nn.Module):
         height, width, dim = x.shape[1:]
         if self.pad == "input":
             x = pad_to_multiple(x, (self.regions, self.regions))
-        region = tuple(max(1, n // self.regions) for n in x.shape[1:3])
+        region = (max(1, x.shape[1] // self.regions), max(1, x.shape[2] // self.regions))
         q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
         routes = region_routes(q, k, region, self.topk)
         out = routing_attention(q, k, v, routes, region, dim**-0.5).flatten(3)

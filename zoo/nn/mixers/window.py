@@ -12,7 +12,7 @@ from zoo.kernels import window_attention
 from zoo.kernels.sizes import ceil_div, crop_map, pad_to_multiple
 from zoo.nn.layers import cpu
 from zoo.nn.layers.heads import count_heads, split_heads
-from zoo.nn.layers.position_bias import DynamicBias, MlpBias, TableBias
+from zoo.nn.layers.position_bias import DynamicBias, MlpBias, PositionBias, TableBias
 from zoo.nn.registry import BRANCHES
 
 
@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
         self.least_side = min(size) + (interval != 1) if shrink else 1
         self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.pos_bias = None
+        self.pos_bias: PositionBias | None = None
         if pos_bias == "table":
             self.pos_bias = TableBias(self.heads, size)
         elif pos_bias == "mlp":

@@ -92,7 +92,7 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
                     classes[folder, key] = int(archive.extractfile(member).read())
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a shard ({error})") from error
-    for key, (name, *_) in images.items():
-        if key not in classes:
-            raise ConfigError(f"{path}: {name} has no class, expected a member {'/'.join(filter(None, key))}.cls")
-    return [(name, classes[key], offset, size) for key, (name, offset, size) in images.items()]
+    for place, (name, *_) in images.items():
+        if place not in classes:
+            raise ConfigError(f"{path}: {name} has no class, expected a member {'/'.join(filter(None, place))}.cls")
+    return [(name, classes[place], offset, size) for place, (name, offset, size) in images.items()]
