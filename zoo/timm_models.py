@@ -62,7 +62,7 @@ def _entrypoint(variant: str) -> Callable[..., nn.Module]:
 
 def _register() -> None:
     configs = {name: load_config(name) for name in shipped()}
-    tagged = {PREFIX + c.id: default_cfg(configs[c.variant], c) for c in checkpoints()}
+    tagged: dict[str, Any] = {PREFIX + c.id: default_cfg(configs[c.variant], c) for c in checkpoints()}
     plain = {PREFIX + name: default_cfg(config, None) for name, config in configs.items()}
     described = {key.partition(".")[0] for key in tagged}
     default_cfgs.update(generate_default_cfgs(tagged | {k: v for k, v in plain.items() if k not in described}))

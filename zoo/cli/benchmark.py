@@ -32,6 +32,7 @@ def benchmark(
         import torch
 
         from zoo import create_model
+        from zoo.models.load import backbone_of
         from zoo.vision import measure_speed
 
         if amp not in PRECISIONS:
@@ -43,7 +44,7 @@ def benchmark(
         rows = []
         for name in models:
             model = create_model(name).to(device)
-            size = (img_size, img_size) if img_size else model.config.img_size
+            size = (img_size, img_size) if img_size else backbone_of(model).config.img_size
             if compile:
                 model.compile()
             found = measure_speed(model, batch_size, size, train, precision)

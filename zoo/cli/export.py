@@ -46,11 +46,13 @@ def export(
             console.print("The weights are random; --pretrained downloads trained ones.")
 
 
-def _size(text: str | None) -> int | tuple[int, ...] | None:
-    sides = [] if text is None else text.split(",")
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.split(",")
     if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
         raise ConfigError(f"--size is {text!r}, expected H,W or one number of pixels")
-    return {0: None, 1: int(sides[0]) if sides else None}.get(len(sides), tuple(map(int, sides)))
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def _table(model: str, exported: Exported, found: Deployment) -> Table:

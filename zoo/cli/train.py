@@ -128,14 +128,14 @@ def _train(
 
     if resume not in ("auto", "never"):
         raise ConfigError(f"--resume is {resume!r}, expected auto or never")
-    if name is None and (output is None or resume == "never" or not (output / "run.yaml").is_file()):
+    folder = output or Path("outputs") / Path(name or "run").stem
+    if name is None and (output is None or resume == "never" or not (folder / "run.yaml").is_file()):
         raise ConfigError("which recipe? `zoo train digits`, or `zoo train --resume auto --output DIR` to go on")
-    recipe = load_recipe(name or output / "run.yaml", changes | dict(map(parse_setting, settings)))
+    recipe = load_recipe(name or folder / "run.yaml", changes | dict(map(parse_setting, settings)))
     needs("accelerate", "accelerate")
     needs("tensorboard", "tensorboard")
     from zoo.training.engine import Interrupted, train
 
-    folder = output or Path("outputs") / Path(name).stem
     try:
         summary = train(recipe, folder, resume == "auto", lambda text: console.print(text, highlight=False))
     except Interrupted as stopped:

@@ -21,7 +21,7 @@ from zoo.errors import ConfigError, Where
 CONFIG_DIR = Path(str(files("zoo.configs")))
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the one that PyYAML was built with
     """YAML 1.1 without its two surprises: a repeated key is an error, and `1e-5` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

@@ -41,8 +41,8 @@ def dilate(config: ModelConfig, output_stride: int) -> ModelConfig:
 
 def _stride(stage: StageConfig) -> int:
     """How many times smaller the stage makes its map; embeds that do not say halve it."""
-    embed = stage.embed.params if stage.embed else {"stride": 1}
-    layers = embed.get("layers", [{"stride": embed.get("stride", 2)}])
+    embed: Mapping[str, Any] = stage.embed.params if stage.embed else {"stride": 1}
+    layers: list[Mapping[str, Any]] = embed.get("layers", [{"stride": embed.get("stride", 2)}])
     stride = math.prod(layer.get("stride", 1) for layer in layers)
     return stride * math.prod(branch.part.params.get("stride", 1) for block in stage.blocks for branch in block)
 

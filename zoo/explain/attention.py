@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -147,7 +149,7 @@ def _layer(watched: Watched, point: tuple[int, int]) -> Layer:
     return Layer(watched.name, watched.mixer, watched.stride, watched.shape, query, tuple(parts))
 
 
-def _parts(watched: Watched, call: Call, query: tuple[int, int]) -> list[Part | Channels]:
+def _parts(watched: Watched, call: Call, query: tuple[int, int]) -> Sequence[Part | Channels]:
     if call.name == "channel_attention":
         return [_channels(call, query)]
     if call.name == "aggregated_attention":
@@ -157,11 +159,12 @@ def _parts(watched: Watched, call: Call, query: tuple[int, int]) -> list[Part | 
     return [_part(watched, call, *_described(watched, call), found, regions=regions)]
 
 
-def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Tensor, **more: object) -> Part:
+def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Tensor, **more: Any) -> Part:
     """The weights `found` with the place of their keys: the map of the queries, or one that it was pooled to."""
-    sides = list(zip(call.arguments["q"].shape[1:3], found.shape[1:], watched.shape, strict=True))
-    stride = tuple(watched.stride * queries / keys for queries, keys, _ in sides)
-    inside = tuple(ceil_div(length * keys, queries) for queries, keys, length in sides)
+    (height, width), (down, right) = call.arguments["q"].shape[1:3], watched.shape
+    rows, columns = found.shape[1:]
+    stride = (watched.stride * height / rows, watched.stride * width / columns)
+    inside = (ceil_div(down * rows, height), ceil_div(right * columns, width))
     return Part(name, detail, found.float().cpu(), stride, inside, **more)
 
 

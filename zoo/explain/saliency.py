@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from PIL import Image
@@ -73,10 +74,11 @@ def receptive_field(
     generator = torch.Generator().manual_seed(0)
     with at_rest(backbone), torch.enable_grad():
         pixels = as_input(backbone, image).requires_grad_()
-        (maps,) = backbone.forward_intermediates(pixels, [stage], stop_early=True, intermediates_only=True)
+        found = backbone.forward_intermediates(pixels, [stage], stop_early=True, intermediates_only=True)
+        (maps,) = cast("list[torch.Tensor]", found)
         stride = backbone.feature_info[stage]["reduction"]
         x, y = (min(p // stride, n - 1) for p, n in zip(point, reversed(maps.shape[2:]), strict=True))
-        features, squares = maps[0, :, y, x], 0
+        features, squares = maps[0, :, y, x], torch.zeros_like(pixels[0], dtype=torch.float32)
         for _ in range(samples):
             signs = torch.randint(2, features.shape, generator=generator).to(features) * 2 - 1
             (gradient,) = torch.autograd.grad(features, pixels, signs, retain_graph=True)

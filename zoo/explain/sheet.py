@@ -73,7 +73,7 @@ def caption(axis: Axes, first: str, second: str) -> None:
 
 def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:
     """A colour bar beside the axis with its least and greatest value."""
-    low, high = drawn.norm.vmin, drawn.norm.vmax
+    low, high = drawn.get_clim()
     bar = axis.figure.colorbar(drawn, cax=axis.inset_axes((1.02, 0, 0.035, 1)), ticks=[low, high])
     bar.ax.set_yticklabels(told_apart([low, high]), fontsize=6.5)
     bar.set_label(label, fontsize=6.5, labelpad=-6)

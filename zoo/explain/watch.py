@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from zoo.errors import ConfigError, Where
 from zoo.kernels import use_backend
 from zoo.kernels.recording import Call, recording
 from zoo.nn.backbone import Backbone
+from zoo.nn.block import Branch
 from zoo.nn.registry import BRANCHES
 
 VALUES = {
@@ -87,13 +89,14 @@ def at_rest(backbone: Backbone) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def branches(backbone: Backbone) -> Iterator[tuple[str, nn.Module, int]]:
+def branches(backbone: Backbone) -> Iterator[tuple[str, Branch, int]]:
     """Name, module and pixels per position of every branch, in order."""
     strides = [1, *backbone.reductions]
     for i, stage in enumerate(backbone.stages):
         stride = strides[i if stage.after is None else stage.after + 1] * getattr(stage.embed, "reduction", 1)
         for j, block in enumerate(stage.blocks):
-            for name, branch in block.named_children():
+            for name, child in block.named_children():
+                branch = cast(Branch, child)
                 yield f"stages.{i}.blocks.{j}.{name}", branch, stride
                 stride *= branch.reduction
 
@@ -165,7 +168,7 @@ def weights(call: Call, queries: torch.Tensor, **changes: torch.Tensor) -> dict[
     Returns:
         For each argument in `VALUES` a map (heads, h, w).
     """
-    given = {key: _exact(value) for key, value in (call.arguments | changes).items()}
+    given: dict[str, Any] = {key: _exact(value) for key, value in (call.arguments | changes).items()}
     values = {name: torch.zeros_like(given[name][..., :1]).requires_grad_() for name in VALUES[call.name]}
     with torch.enable_grad(), torch.autocast(queries.device.type, enabled=False), use_backend("reference"):
         read = {name: value.expand_as(given[name]) for name, value in values.items()}

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch.fx.experimental import _config as symbolic
 from zoo.config.schema import Size, check
 from zoo.errors import Where
 from zoo.export.runtimes import AXES, FORMATS, ExportError, output_names
+from zoo.models.build import FeaturePyramid
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
 from zoo.nn.backbone import Backbone
@@ -56,7 +58,7 @@ class Named(nn.Module):
         return out if isinstance(out, dict) else dict(zip(self._levels(), out, strict=True))
 
     def _levels(self) -> list[str]:
-        strides = self.model.feature_info.reduction()
+        strides = cast(FeaturePyramid, self.model).feature_info.reduction()
         alike = len(set(strides)) < len(strides)
         return [f"stride{stride}_{i}" if alike else f"stride{stride}" for i, stride in enumerate(strides)]
 
@@ -124,7 +126,7 @@ def capture(
     least = {"batch": 1, "height": shortest, "width": shortest} if dynamic else {}
     axes = {AXES[name]: _dynamic(low) for name, low in least.items()}
     # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
-    with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):
+    with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # put there when it is imported
         return torch.export.export(model, (images,), dynamic_shapes=(axes,)), least
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -54,14 +55,16 @@ def _write_onnx(program: ExportedProgram, path: Path, least: dict[str, int]) -> 
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
         )
+        assert written is not None
         written.model.metadata_props.update({f"least_{name}": str(length) for name, length in least.items()})
         written.save(path)
 
 
-def _stable_sort(x, stable: bool, dim: int = -1, descending: bool = False):
+def _stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
     """TopK of everything: ONNX lets the first of equal numbers win."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # whose types know no lists of numbers
     return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import Format, is_exportable
@@ -30,6 +30,7 @@ class FeaturePyramid(FeatureGetterNet):
     """
 
     model: Backbone
+    pretrained_cfg: dict[str, Any]
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Images (B, in_chans, H, W) to one map (B, C, H / stride, W / stride) a level, fine to coarse.
@@ -37,10 +38,11 @@ class FeaturePyramid(FeatureGetterNet):
         Args:
             mask: (B, H, W), true where a pixel is of the image, as for `Backbone.forward_intermediates`.
         """
-        fmt = "NHWC" if self.output_fmt == Format.NHWC else "NCHW"
-        return self.model.forward_intermediates(
+        fmt: Literal["NCHW", "NHWC"] = "NHWC" if self.output_fmt == Format.NHWC else "NCHW"
+        maps = self.model.forward_intermediates(
             x, self.out_indices, self.norm, output_fmt=fmt, intermediates_only=True, mask=mask
         )
+        return cast("list[torch.Tensor]", maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
@@ -68,7 +70,7 @@ def build(
         )
     config, backbone = resolved.config, assemble(resolved)
     levels = {"out_indices": tuple(range(len(backbone.levels))), "feature_cls": FeaturePyramid}
-    model = build_model_with_cfg(
+    model: Backbone | FeaturePyramid = build_model_with_cfg(
         lambda **settings: backbone,
         PREFIX + config.name,
         pretrained,
@@ -79,10 +81,10 @@ def build(
         **wrap,
     )
     reduction = backbone.feature_info[-1]["reduction"]
-    for module in {model, backbone}:
-        module.pretrained_cfg.pop("state_dict", None)
-        module.pretrained_cfg["first_conv"] = first_convolution(config)
-        module.pretrained_cfg["pool_size"] = tuple(ceil_div(side, reduction) for side in config.img_size)
+    pool = tuple(ceil_div(side, reduction) for side in config.img_size)
+    for about in (model.pretrained_cfg, backbone.pretrained_cfg):
+        about.pop("state_dict", None)
+        about.update(first_conv=first_convolution(config), pool_size=pool)
     for stage in backbone.stages:
         stage.exportable = exportable or is_exportable()
     return model
@@ -102,7 +104,7 @@ def _description(resolved: Resolved) -> dict[str, Any]:
     return about
 
 
-def _ours(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def _ours(state: Mapping[str, torch.Tensor], model: Backbone) -> dict[str, torch.Tensor]:
     """What timm loads, in any published form, under our names, with the model's own norms of levels and channels."""
     own = model.state_dict()
     levels = {name: value for name, value in own.items() if name.startswith(LEVEL_NORMS)}

@@ -13,6 +13,7 @@ from zoo.config.catalog import load_config
 from zoo.errors import CheckpointError, ConfigError
 from zoo.models.load import backbone_of
 from zoo.nn.backbone import Backbone
+from zoo.nn.parts import Foldable
 from zoo.weights.load import resized_table
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def fuse(model: nn.Module) -> nn.Module:
     backbone_of(model)
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
-        if hasattr(module, "fold"):
+        if isinstance(module, Foldable):
             module.fold()
     return fused
 
@@ -79,9 +80,8 @@ def resize_positions(model: nn.Module, img_size: int | tuple[int, int] | None = 
         reduction = old.feature_info[-1]["reduction"]
         size = {"input_size": (old.in_chans, *config.img_size)}
         size |= {"pool_size": tuple(-(-side // reduction) for side in config.img_size)}
-        for module in {copied, backbone}:
-            if hasattr(module, "pretrained_cfg"):
-                module.pretrained_cfg = {**module.pretrained_cfg, **size}
+        for described in {copied, backbone}:
+            getattr(described, "pretrained_cfg", {}).update(size)
     return copied
 
 

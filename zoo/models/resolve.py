@@ -103,9 +103,7 @@ def resolve(
             on_meta(config, **settings)
         return Resolved(config, settings)
     spare = _spare(config, levels)
-    fitted = _fitted(config, found, may_lack(spare, dense), settings)
-    if isinstance(checkpoint, Mapping):  # which stays its owner's
-        fitted = replace(fitted, tensors={key: value.clone() for key, value in fitted.tensors.items()})
+    fitted = _fitted(config, found, may_lack(spare, dense), settings, copied=isinstance(checkpoint, Mapping))
     return replace(fitted, described=described, entry=entry)
 
 
@@ -117,8 +115,10 @@ def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]
     return tuple(f"stages.{i}." for i in range(max(inside) + 1, len(config.stages))) if inside else ()
 
 
-def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any]) -> Resolved:
-    """Weights in any published form under our names, on a blueprint of their model."""
+def _fitted(
+    config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any], copied: bool
+) -> Resolved:
+    """Weights in any published form under our names, on a blueprint of their model; `copied` if they stay another's."""
     blueprint = on_meta(config, **settings)
     targets = shapes_of(config, blueprint)
     tensors, _ = convert_and_check(found.tensors, config.checkpoints, targets, adaptable(config), optional)
@@ -130,7 +130,7 @@ def _fitted(config: ModelConfig, found: Found, optional: Optional, settings: Map
     return Resolved(
         config,
         settings,
-        tensors,
+        {name: value.clone() for name, value in tensors.items()} if copied else tensors,
         classes=None if classifier is None else len(classifier),
         channels=None if first is None else first.shape[1],
         blueprint=blueprint,
@@ -143,8 +143,8 @@ def assemble(resolved: Resolved) -> Backbone:
 
     Once for a `Resolved`, whose blueprint and tensors become the model.
     """
-    settings, blueprint = dict(resolved.settings), resolved.blueprint
-    if blueprint is None:
+    settings, blueprint, tensors = dict(resolved.settings), resolved.blueprint, resolved.tensors
+    if blueprint is None or tensors is None:
         return Backbone(resolved.config, **settings)
     classes = settings.setdefault("num_classes", resolved.classes or 0)
     channels = settings.setdefault("in_chans", resolved.channels or 3)
@@ -153,7 +153,7 @@ def assemble(resolved: Resolved) -> Backbone:
     elif classes != blueprint.num_classes:
         with torch.device("meta"):
             blueprint.reset_classifier(classes)
-    _take(blueprint, with_channels(resolved.tensors, resolved.config, channels))
+    _take(blueprint, with_channels(tensors, resolved.config, channels))
     return blueprint
 
 

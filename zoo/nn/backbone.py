@@ -73,6 +73,8 @@ class Backbone(nn.Module):
         ValueError: for a wrong argument.
     """
 
+    pretrained_cfg: dict[str, Any]
+
     def __init__(
         self,
         config: ModelConfig,

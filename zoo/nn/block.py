@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from zoo.kernels.exporting import export_safe
 from zoo.nn.layers import cpu
 from zoo.nn.layers.drop_path import DropPath
 from zoo.nn.layers.norm import build_norm
+from zoo.nn.parts import Embed, InputFoldable
 from zoo.nn.registry import BRANCHES, CONTEXTS, EMBEDS, SHORTCUTS
 
 Context = Mapping[str, torch.Tensor]
@@ -34,7 +36,7 @@ class Branch(nn.Module):
             raise ConfigError(f"{config.part.where}: a branch that is not residual has no shortcut")
         self.reads, self.writes = config.reads, config.writes
         self.norm = build_norm(config.norm, dim_in)
-        self.fn = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
+        self.fn: nn.Module = BRANCHES.build(config.part, dim_in=dim_in, dim=dim)
         self.of_nchw = isinstance(self.fn, nn.Conv2d)
         self.post_norm = build_norm(config.post_norm, dim)
         self.gamma = None
@@ -73,7 +75,7 @@ class Branch(nn.Module):
 
     def fold(self) -> None:
         """Put a batch norm into the layer after it, where that is a linear one."""
-        if hasattr(self.fn, "fold_input"):
+        if isinstance(self.fn, InputFoldable):
             self.norm = self.fn.fold_input(self.norm)
 
 
@@ -128,8 +130,8 @@ class Stage(nn.Module):
         super().__init__()
         self.embed: nn.Module = nn.Identity()
         if config.embed is not None:
-            self.embed = EMBEDS.build(config.embed, dim_in=dim_in, dim=config.dim)
-            dim_in = self.embed.dim
+            self.embed = embed = cast(Embed, EMBEDS.build(config.embed, dim_in=dim_in, dim=config.dim))
+            dim_in = embed.dim
         self.blocks = nn.ModuleList()
         for branches, rate in zip(config.blocks, drop_path, strict=True):
             if not branches and dim_in != config.dim:
@@ -138,14 +140,12 @@ class Stage(nn.Module):
             dim_in = config.dim
         self.norm = build_norm(norm, config.dim)
         self.after = config.after
-        self.context = None
+        self.context: nn.Module | None = None
         if config.context is not None:
             self.context = CONTEXTS.build(config.context, dim_in=config.dim, dim=config.dim, widths=tuple(widths))
         _check_names(config, getattr(self.context, "names", ()))
-        self.reduction = getattr(self.embed, "reduction", 1)
-        for block in self.blocks:
-            for branch in block:
-                self.reduction *= branch.reduction
+        steps = [branch.reduction for block in self.blocks for branch in cast(Block, block)]
+        self.reduction: int = getattr(self.embed, "reduction", 1) * math.prod(steps)
         self.grad_checkpointing = self.exportable = False
 
     def forward(

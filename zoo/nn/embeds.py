@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from zoo.nn.layers import cpu
 from zoo.nn.layers.activations import ACTIVATIONS, Act
 from zoo.nn.layers.conv import convolve, least_padding
 from zoo.nn.layers.norm import apply_norm, build_norm, fold_behind
+from zoo.nn.parts import Embed
 from zoo.nn.registry import EMBEDS
 
 
@@ -48,7 +49,7 @@ class ConvLayer:
 
 
 @EMBEDS.register("conv")
-class ConvEmbed(nn.Module):
+class ConvEmbed(Embed):
     """A chain of convolutions on (B, H, W, dim_in).
 
     Args:
@@ -79,7 +80,7 @@ class ConvEmbed(nn.Module):
         self.acts = [None if layer.act is None else ACTIVATIONS.get(layer.act) for layer in layers]
         self.same = [layer.padding == "same" for layer in layers]
         padding = layers[0].padding
-        self.least = 1 if padding in (None, "same") else max(1, layers[0].kernel - 2 * padding)
+        self.least = max(1, layers[0].kernel - 2 * padding) if isinstance(padding, int) else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, dim_in) to (B, H / reduction, W / reduction, dim), rounded as kernels and padding have it.
@@ -100,11 +101,11 @@ class ConvEmbed(nn.Module):
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
         pairs = zip(self.convs, self.norms, strict=True)
-        self.norms = nn.ModuleList([fold_behind(conv, norm) for conv, norm in pairs])
+        self.norms = nn.ModuleList([fold_behind(cast(nn.Conv2d, conv), norm) for conv, norm in pairs])
 
 
 @EMBEDS.register("cross_scale")
-class CrossScaleEmbed(nn.Module):
+class CrossScaleEmbed(Embed):
     """Convolutions of several kernels side by side (CrossFormer, https://arxiv.org/abs/2108.00154, section 3.1).
 
     The i-th gives dim / 2**(i+1) channels and the last one what is left, so small kernels fill most of the output.
@@ -151,7 +152,7 @@ class CrossScaleEmbed(nn.Module):
 
 
 @EMBEDS.register("patch_merging")
-class PatchMerging(nn.Module):
+class PatchMerging(Embed):
     """2x2 positions become one: their channels side by side, norm, linear (Swin, arXiv:2103.14030, section 3.1).
 
     An odd map is extended by zeros. Channels are ordered top left, bottom left, top right, bottom right.
@@ -190,7 +191,7 @@ class DeformConv2d(nn.Module):
 
 
 @EMBEDS.register("deform")
-class DeformEmbed(nn.Module):
+class DeformEmbed(Embed):
     """2x2 deformable convolution of stride 2, norm, activation (LITv2's token merging, arXiv:2105.14217, section 3.3).
 
     The offsets come from an ordinary convolution of the same shape that starts at zero.
@@ -222,12 +223,12 @@ class DeformEmbed(nn.Module):
 
     def fold(self) -> None:
         """Put a batch norm into the convolution before it."""
-        self.norm = fold_behind(self.conv, self.norm)
+        self.norm = fold_behind(cast(nn.Conv2d, self.conv), self.norm)  # whose weights it has
 
 
 def input_convolutions(embed: Part | None) -> tuple[str, ...]:
     """Names, inside an embed, of the convolutions that see its input; none where no convolution does."""
     if embed is None:
         return ()
-    names = getattr(EMBEDS.find(embed.type, embed.where / "type"), "input_convolutions", None)
-    return names(embed.params) if names else ()
+    cls = EMBEDS.find(embed.type, embed.where / "type")
+    return cls.input_convolutions(embed.params) if isinstance(cls, type) and issubclass(cls, Embed) else ()

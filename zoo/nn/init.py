@@ -44,9 +44,10 @@ def _trunc_normal_head(name: str, module: nn.Module, pointwise: bool) -> None:
 
 def _trunc_normal_fan_out(name: str, module: nn.Module, pointwise: bool) -> None:
     """Linear layers as "trunc_normal"; convolutions normal of std sqrt(2 / fan_out), zero bias (TransNeXt)."""
-    if pointwise or isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d) or (pointwise and isinstance(module, nn.Linear)):
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / _fan_out(module)))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     else:
         _trunc_normal(name, module, pointwise)
 

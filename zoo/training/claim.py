@@ -36,7 +36,7 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
     if not main:
         yield
         return
-    lock = FileLock(output / LOCK)
+    lock, held = FileLock(output / LOCK), True
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
@@ -44,11 +44,11 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
             f"{output}: another run is writing to it; wait for its end, or pass another --output"
         ) from None
     except (NotImplementedError, OSError):  # a file system without locks
-        lock = None
+        held = False
     try:
         yield
     finally:
-        if lock is not None:
+        if held:
             (output / LOCK).unlink(missing_ok=True)
             lock.release()
 

@@ -43,10 +43,9 @@ class Metrics:
         for row, values in zip(self.bins, (torch.ones_like(confidence), right.double(), confidence), strict=True):
             row.index_add_(0, chosen, values)
         if self.real is not None:
-            self._add_real(guess.tolist(), positions.tolist())
+            self._add_real(guess.tolist(), [self.real[position] for position in positions.tolist()])
 
-    def _add_real(self, guesses: list[int], positions: list[int]) -> None:
-        allowed = [self.real[position] for position in positions]
+    def _add_real(self, guesses: list[int], allowed: list[Sequence[int]]) -> None:
         self.sums[2] += sum(bool(labels) for labels in allowed)
         self.sums[3] += sum(guess in labels for guess, labels in zip(guesses, allowed, strict=True))
 

@@ -32,7 +32,7 @@ class Problems:
 
     def read(self) -> None:
         """Take over what the report of an earlier part of the run says."""
-        if self.path.is_file():
+        if self.path is not None and self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
 

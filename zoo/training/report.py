@@ -45,7 +45,7 @@ def write_report(parts: Parts, progress: Progress, output: Path, best: Path, pro
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:
     """A CSV with a row for each epoch."""
-    rows = [list(history[0]), *(list(row.values()) for row in history)] if history else []
+    rows: list[list[Any]] = [list(history[0]), *(list(row.values()) for row in history)] if history else []
     write_text(path, "".join(",".join(map(str, row)) + "\n" for row in rows))
 
 
@@ -96,7 +96,7 @@ def draw_confusion(confusion: torch.Tensor, classes: tuple[str, ...]) -> Figure:
     axes.set_yticklabels(classes, parse_math=False)
     for row, column in confusion.nonzero().tolist():
         colour = "white" if row == column else "black"
-        axes.text(column, row, int(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
+        axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", fontsize=7, color=colour)
     return figure
 
 
@@ -114,7 +114,7 @@ def draw_samples(model: nn.Module, split: Split, channels: int = 3) -> Figure:
         except (ImageError, OSError):
             continue
         guess, wanted = predict(model.eval(), [image], 1)[0][0], int(split.targets[position])
-        picture = image if channels == 3 else grey(image)
+        picture = grey(image) if isinstance(image, torch.Tensor) else image
         axis.imshow(picture, cmap="gray", interpolation="nearest" if picture.width < 32 else None)
         colour = "tab:green" if guess.index == wanted else "tab:red"
         title = f"{split.classes[wanted]}: {guess.label} {guess.probability:.0%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -67,7 +67,7 @@ class Parts:
     @property
     def order(self) -> TrainingOrder:
         """Of the training batches."""
-        return self.train_loader.batch_sampler
+        return cast(TrainingOrder, self.train_loader.batch_sampler)
 
 
 def make_accelerator(amp: str = "no", fsdp: bool = False) -> tuple[Accelerator, bool]:
@@ -104,7 +104,7 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
         train, validation = open_splits(_with_digits(recipe, output))
     _check(recipe, train, accelerator.num_processes, fsdp)
     backbone, name = _model(recipe, train.classes, output, accelerator)
-    backbone = backbone.to(accelerator.device, memory_format=_memory_format(recipe))
+    backbone = backbone.to(accelerator.device).to(memory_format=_memory_format(recipe))
     optimizer_of = _optimizer_maker(recipe)
     config = _input_config(recipe, backbone)
     if min(pieces(recipe, accelerator.num_processes)) == 1:
@@ -120,7 +120,7 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
         model,
         backbone,
         optimizer,
-        _scheduler(recipe, optimizer, train_loader.batch_sampler.steps),
+        _scheduler(recipe, optimizer, cast(TrainingOrder, train_loader.batch_sampler).steps),
         ema,
         _mixup(recipe, len(train.classes)),
         train,
@@ -163,7 +163,8 @@ def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: 
                 in_chans=None if recipe.in_chans == 3 else recipe.in_chans,  # three are never a choice
                 drop_path_rate=recipe.drop_path_rate,
                 drop_rate=recipe.drop_rate,
-                **{"img_size": recipe.img_size} | dict(recipe.overrides),
+                img_size=recipe.img_size,
+                overrides=dict(recipe.overrides),
             )
         )
     if model.in_chans != recipe.in_chans:
@@ -184,7 +185,7 @@ def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: 
 
 
 def _optimizer_maker(recipe: Recipe) -> Any:
-    if recipe.optimizer not in (known := list_optimizers()):
+    if recipe.optimizer not in (known := list(map(str, list_optimizers()))):
         raise Where("optimizer").unknown(recipe.optimizer, known, "optimizer")
 
     def make(backbone: Backbone) -> torch.optim.Optimizer:

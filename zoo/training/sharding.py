@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from zoo.errors import ConfigError
 from zoo.nn.block import Block
@@ -32,4 +35,5 @@ def _gradients_are_means(mesh: DeviceMesh) -> bool:
     probe = nn.Linear(size, size, bias=False, device=mesh.device_type)
     fully_shard(probe, mesh=mesh)
     probe(torch.ones(1, size, device=mesh.device_type)).sum().backward()
-    return bool((probe.weight.grad.full_tensor() == 1).all())
+    gradient = cast(DTensor, probe.weight.grad)
+    return bool((gradient.full_tensor() == 1).all())

@@ -55,7 +55,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def weights(parts: Parts) -> dict[str, torch.Tensor]:
+def weights(parts: Parts) -> dict[str, Any]:
     """The weights that a user of the run wants: averaged ones if there are, of one process on all."""
     if parts.ema is not None:
         return parts.ema.module.state_dict()
@@ -76,11 +76,13 @@ def save_weights(parts: Parts, paths: Sequence[Path], metrics: Mapping[str, Any]
 
 def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
     """Everything that is needed to go on, in one file; older ones but the last are removed."""
-    tensors = {_MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_ON_MAIN).items()}
+    tensors: dict[str, Any] = {
+        _MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_ON_MAIN).items()
+    }
     if parts.ema is not None:
         tensors |= {_EMA + name: value for name, value in parts.ema.module.state_dict().items()}
     numbers: dict[str, Any] = {}
-    state = get_optimizer_state_dict(parts.model, _bare(parts), options=_ON_MAIN)
+    state: dict[str, Any] = get_optimizer_state_dict(parts.model, _bare(parts), options=_ON_MAIN)
     for name, entries in state.get("state", {}).items():
         for key, value in entries.items():
             place = tensors if isinstance(value, torch.Tensor) else numbers
@@ -151,7 +153,7 @@ def _restore(parts: Parts, tensors: Mapping[str, torch.Tensor], about: Mapping[s
     for name, value in {**_under(_OPTIMIZER, tensors), **_under(_OPTIMIZER, about["optimizer"])}.items():
         parameter, _, key = name.rpartition(".")
         state.setdefault(parameter, {})[key] = value
-    whole = {"state": state, "param_groups": groups}
+    whole: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(parts.model, optimizer, whole, options=_EVERYWHERE)
     if parts.accelerator.scaler:
         parts.accelerator.scaler.load_state_dict(about["scaler"])

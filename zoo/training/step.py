@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from zoo.errors import ConfigError
@@ -109,7 +112,7 @@ class Stepper:
     def _sync(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged between processes once a step."""
         if self.parts.fsdp:
-            self.parts.model.set_requires_gradient_sync(last)
+            cast(FSDPModule, self.parts.model).set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if last else self.parts.accelerator.no_sync(self.parts.model)
 
@@ -117,7 +120,7 @@ class Stepper:
         most = self.parts.recipe.clip_grad or float("inf")
         if not self.parts.fsdp:
             return torch.as_tensor(self.parts.accelerator.clip_grad_norm_(self.parts.model.parameters(), most))
-        return torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), most).full_tensor()
+        return cast(DTensor, torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), most)).full_tensor()
 
     def _halve(self, error: RuntimeError) -> None:
         """Take half as many images at once, if memory was what it lacked."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import time
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,13 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
 
 def _classes(model: nn.Module, task: Validation) -> tuple[str, ...]:
     """Names of the outputs of a model: its own, ImageNet's, or those of as many classes as the data have."""
-    count = backbone_of(model).num_classes
-    names = tuple(model.pretrained_cfg.get("label_names") or ()) or imagenet_names(count)
-    if names is None and len(names := class_names(task.data, task.split, backbone_of(model).in_chans)) != count:
-        raise ConfigError(f"{task.data}: has {len(names)} classes, the model {count} and no names for them")
+    backbone = backbone_of(model)
+    count = backbone.num_classes
+    names = tuple(backbone.pretrained_cfg.get("label_names") or ()) or imagenet_names(count)
+    if names is None:
+        names = class_names(task.data, task.split, backbone.in_chans)
+        if len(names) != count:
+            raise ConfigError(f"{task.data}: has {len(names)} classes, the model {count} and no names for them")
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, and {len(names)} names for them")
     return names
@@ -95,9 +98,9 @@ def _real_labels(split: Split, classes: tuple[str, ...]) -> list[list[int]]:
     """For each image, the classes that ReaL allows."""
     if classes != imagenet_names(1000):
         raise ConfigError("ReaL labels are for the 1000 classes of ImageNet, which this model has not")
-    allowed = json.loads(pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json"))
+    allowed = json.loads((files("timm.data") / "_info/imagenet_real_labels.json").read_text(encoding="utf-8"))
     by_file = {f"ILSVRC2012_val_{i + 1:08d}": labels for i, labels in enumerate(allowed)}
-    files = [Path(split.name(position)).stem for position in range(len(split))]
-    if strange := [file for file in files if file not in by_file]:
+    names = [Path(split.name(position)).stem for position in range(len(split))]
+    if strange := [name for name in names if name not in by_file]:
         raise ConfigError(f"ReaL has no labels for {strange[0]}, expected images of ImageNet's validation set")
-    return [by_file[file] for file in files]
+    return [by_file[name] for name in names]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
+from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
@@ -26,7 +27,7 @@ class TorchvisionBackbone(nn.Module):
         extra_blocks: what makes the levels beyond those of `body`.
     """
 
-    def __init__(self, body: nn.Module, out_channels: int, extra_blocks: ExtraFPNBlock) -> None:
+    def __init__(self, body: FeatureGetterNet, out_channels: int, extra_blocks: ExtraFPNBlock) -> None:
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, extra_blocks)
@@ -64,7 +65,7 @@ def torchvision_backbone(
         CheckpointError: if weights cannot be had, read or fitted.
     """
     settings |= {"checkpoint": checkpoint, "out_indices": out_indices, "level_norm": level_norm}
-    body = create_model(name, pretrained, features_only=True, **settings)
+    body = cast(FeatureGetterNet, create_model(name, pretrained, features_only=True, **settings))
     strides = body.feature_info.reduction()
     if strides != sorted(set(strides)):
         raise ConfigError(f"{name}: stages {tuple(out_indices)} have strides {strides}, expected each above the last")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from zoo.models.build import FeaturePyramid
 from zoo.vision.images import as_input, reduced
 
 
@@ -40,8 +42,9 @@ def extract(model: nn.Module, image: Image.Image, longest: int = 640) -> Pyramid
         longest: pictures with a longer side are reduced to it, in pixels; the aspect ratio is kept.
     """
     image = reduced(image, longest)
-    levels = model(as_input(model.model, image))
-    return Pyramid(image, [level[0] for level in levels], model.feature_info.reduction())
+    pyramid = cast(FeaturePyramid, model)
+    levels = pyramid(as_input(pyramid.model, image))
+    return Pyramid(image, [level[0] for level in levels], pyramid.feature_info.reduction())
 
 
 def principal_colours(features: torch.Tensor) -> np.ndarray:

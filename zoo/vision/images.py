@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class ImageError(ValueError):
     """A picture cannot be read."""
 
 
+@overload
+def read_image(path: str | PathLike[str], channels: Literal[3] = 3) -> Image.Image: ...
+@overload
+def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | torch.Tensor: ...
 def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | torch.Tensor:
     """The picture at `path`, turned the way its EXIF data says, in RGB; other channels as a tensor, as of `decode`.
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo.errors import CheckpointError
 from zoo.models.create import create_model
+from zoo.models.load import backbone_of
 from zoo.models.stored import describes_itself, is_stored
 from zoo.models.variants import split_tag
 from zoo.vision.images import input_config
@@ -83,8 +84,9 @@ def predict(model: nn.Module, images: Sequence[Image.Image | torch.Tensor], topk
 
 def class_names(model: nn.Module) -> Callable[[int], str]:
     """A function from class index to name: the model's own, or ImageNet's where the number of classes is ImageNet's."""
-    if own := model.pretrained_cfg.get("label_names"):
-        words = model.pretrained_cfg.get("label_descriptions") or {}
+    described = backbone_of(model).pretrained_cfg
+    if own := described.get("label_names"):
+        words = described.get("label_descriptions") or {}
         return lambda index: words.get(own[index], own[index])
     subset = infer_imagenet_subset(model)
     if subset is None:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from ssl import SSLError
@@ -159,7 +160,7 @@ def _continue(url: str, partial: _Partial, show) -> None:
         raise _Interrupted(f"the connection ended at byte {start} of {total}")
 
 
-def _version(headers: Mapping[str, str]) -> str | None:
+def _version(headers: Message) -> str | None:
     """A validator for which `If-Range` is exact: a strong ETag, or the date of the last change."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
@@ -184,9 +185,9 @@ def _opened(url: str, headers: dict[str, str], partial: _Partial) -> Iterator[HT
         raise _Interrupted(f"the connection broke: {type(error).__name__}: {error}") from None
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _retry_after(headers: Message) -> float | None:
     with suppress(TypeError, ValueError):
-        return max(0.0, float(headers.get("Retry-After")))
+        return max(0.0, float(headers["Retry-After"]))
     return None
 
 

@@ -47,9 +47,10 @@ def fetch(entry: Checkpoint) -> Path:
         CheckpointError: if it cannot be had, or is not what the manifest expects.
     """
     path = original(entry)
-    if path is None and entry.host != "hub":
-        return _from_address(entry)  # checked before it was put in place
-    path = path or hub_file(entry.hub, [entry.file])
+    if path is None:
+        if entry.hub is None:
+            return _from_address(entry)  # checked before it was put in place
+        path = hub_file(entry.hub, [entry.file])
     check(path, Expected(entry.sha256, entry.size), f"{entry.id}: {path}")
     return path
 

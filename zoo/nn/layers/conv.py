@@ -52,6 +52,12 @@ def least_padding(kernel: int, stride: int) -> int:
     return max(kernel - stride, 0) // 2
 
 
+def zeros_beside(conv: nn.Conv2d) -> tuple[int, int]:
+    """The zeros above and below, and at the left and the right, of a convolution that gives their number."""
+    assert not isinstance(conv.padding, str)
+    return conv.padding[0], conv.padding[1]
+
+
 def same_padding(shape: Sequence[int], conv: nn.Conv2d) -> Sides:
     """What a convolution made with `least_padding` lacks for an output of ceil(size / stride) pixels.
 
@@ -59,7 +65,7 @@ def same_padding(shape: Sequence[int], conv: nn.Conv2d) -> Sides:
         Zeros above and below, then left and right; the odd one comes last.
     """
     top_bottom, left_right = (
-        _lacking(n, k, s, p) for n, k, s, p in zip(shape, conv.kernel_size, conv.stride, conv.padding, strict=True)
+        _lacking(*sides) for sides in zip(shape, conv.kernel_size, conv.stride, zeros_beside(conv), strict=True)
     )
     return top_bottom, left_right
 

@@ -7,21 +7,24 @@ Figures are those of an EPYC with two cores and PyTorch 2.14.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeGuard, cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels.watched import watched
 from zoo.nn.layers.activations import Activation, gelu_tanh
-from zoo.nn.layers.conv import convolve, pad_same, same_padding
+from zoo.nn.layers.conv import convolve, pad_same, same_padding, zeros_beside
 from zoo.nn.layers.hooks import all_are_hooked, is_hooked
-from zoo.nn.layers.norm import apply_norm, folded, is_foldable, scale_and_shift
+from zoo.nn.layers.norm import FoldableNorm, apply_norm, folded, is_foldable, scale_and_shift
 
 MANY = 1024
 """Positions from which on a linear layer is faster as a convolution."""
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Identity)
-_FORWARDS = {kind: kind.forward for kind in _KINDS}
+_FORWARDS: dict[type[nn.Module], Callable[..., torch.Tensor]] = {kind: kind.forward for kind in _KINDS}
 _IN_PLACE: dict[Activation, Activation] = {
     F.gelu: torch.ops.aten.gelu_,
     gelu_tanh: lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
@@ -63,15 +66,17 @@ def conv_norm(
     MaxViT's first block); so does the odd zero of the padding, without a padded copy of the map.
     """
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or not bare(x, layer, norm):
-        return _activated(apply_norm(norm, convolve(layer, pad_same(x, layer) if same else x)), act)
-    weight, bias, padding = layer.weight, layer.bias, layer.padding
-    folds = _folds(norm) and weight.numel() <= x.numel()
-    if folds:
-        weight, bias = folded(layer, norm)
+        x = pad_same(x, cast(nn.Conv2d, layer)) if same else x  # what adapts a convolution has its sizes
+        return _activated(apply_norm(norm, convolve(layer, x)), act)
+    weight: torch.Tensor = layer.weight
+    bias, padding, folds = layer.bias, layer.padding, False
+    if _folds(norm) and weight.numel() <= x.numel():
+        folds, (weight, bias) = True, folded(layer, norm)
     if same:
         (top, bottom), (left, right) = same_padding(x.shape[1:3], layer)
         weight = F.pad(weight, (right - left, 0, bottom - top, 0))
-        padding = (layer.padding[0] + bottom, layer.padding[1] + right)
+        above, beside = zeros_beside(layer)
+        padding = (above + bottom, beside + right)
     maps = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     y = maps.permute(0, 2, 3, 1).contiguous()
     return _activated(y if folds else apply_norm(norm, y), act, in_place=True)
@@ -118,7 +123,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return all(p is None or (type(p) is nn.Parameter and p.device.type == "cpu") for p in own["_parameters"].values())
 
 
-def _folds(norm: nn.Module) -> bool:
+def _folds(norm: nn.Module) -> TypeGuard[FoldableNorm]:
     return is_foldable(norm) and not norm.training
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import nn
 
 from zoo.config.model import Norm
+
+
+class FoldableNorm(nn.BatchNorm2d):
+    """The batch norms that `is_foldable` finds, for type checkers."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
 
 def build_norm(norm: Norm | None, dim: int) -> nn.Module:
@@ -39,19 +50,19 @@ def _inside(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_and_shift(norm: FoldableNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift of each channel in evaluation mode, in float32 or wider."""
     wide = torch.promote_types(norm.weight.dtype, torch.float32)
     scale = norm.weight.to(wide) * (norm.running_var.to(wide) + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
-def is_foldable(norm: nn.Module) -> bool:
+def is_foldable(norm: nn.Module) -> TypeGuard[FoldableNorm]:
     """Whether `norm` is a batch norm with statistics, a scale and a shift."""
     return type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.weight is not None
 
 
-def folded(layer: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+def folded(layer: nn.Linear | nn.Conv2d, norm: FoldableNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of a convolution or linear layer with the batch norm after it, in evaluation mode."""
     scale, shift = scale_and_shift(norm)
     weight = layer.weight * scale.view(-1, *(1,) * (layer.weight.ndim - 1))

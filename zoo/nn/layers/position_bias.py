@@ -19,13 +19,19 @@ CACHED = 2**18
 """Numbers of a hidden layer that are computed at once on a CPU."""
 
 
+def drawn_table(heads: int, size: tuple[int, int]) -> nn.Parameter:
+    """A table (heads, 2h-1, 2w-1) for windows of (h, w), drawn from a normal distribution of std 0.02."""
+    table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
+    nn.init.trunc_normal_(table, std=0.02)
+    return table
+
+
 class OffsetTable(nn.Module):
-    """A learned table (heads, 2h-1, 2w-1) for windows of (h, w), drawn from a normal distribution of std 0.02."""
+    """A learned table (heads, 2h-1, 2w-1) for windows of (h, w)."""
 
     def __init__(self, heads: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        self.table = drawn_table(heads, size)
 
     def forward(self) -> torch.Tensor:
         """The table."""
@@ -46,17 +52,21 @@ class PositionBias(nn.Module):
         return offsets.index_select(1, offset_index(*size, device=offsets.device)).unflatten(1, (tokens, tokens))
 
 
-class TableBias(PositionBias, OffsetTable):
-    """An `OffsetTable` as a bias of pairs.
+class TableBias(PositionBias):
+    """An offset table, as `OffsetTable`, as a bias of pairs.
 
     For a window of another size the table is resized bicubically, as Swin's and NAT's authors do.
     """
 
+    def __init__(self, heads: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.table = drawn_table(heads, size)
+
     def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-        table, shape = self.table, (2 * size[0] - 1, 2 * size[1] - 1)
-        if not same(table.shape[1:], shape):
-            table = F.interpolate(table[None], shape, mode="bicubic")[0]
-        return table.flatten(1)
+        shape = (2 * size[0] - 1, 2 * size[1] - 1)
+        if same(self.table.shape[1:], shape):
+            return self.table.flatten(1)
+        return F.interpolate(self.table[None], shape, mode="bicubic")[0].flatten(1)
 
 
 class MlpBias(PositionBias):
@@ -146,7 +156,7 @@ class PooledBias(nn.Module):
         queries: tuple[int, int],
         keys: tuple[int, int],
         like: torch.Tensor,
-        trained_keys: tuple[int, int] | None = None,
+        trained_keys: tuple[int, int],
     ) -> torch.Tensor:
         """The bias (heads, queries, keys) of a map pooled to `keys`.
 

@@ -108,8 +108,7 @@ def pooling(length: int, pooled: int, *, device: torch.device) -> torch.Tensor:
 @per_size
 def neighbor_counts(height: int, width: int, *, device: torch.device) -> torch.Tensor:
     """How many positions of the 3x3 around each position lie inside the map, (height, width), float32."""
-    rows, columns = (
-        sum(((p + d >= 0) & (p + d < n)).float() for d in range(-(SIZE // 2), SIZE // 2 + 1))
-        for n, p in ((n, torch.arange(n, device=device)) for n in (height, width))
-    )
+    around = torch.arange(-(SIZE // 2), SIZE // 2 + 1, device=device)
+    near = ((n, torch.arange(n, device=device)[:, None] + around) for n in (height, width))
+    rows, columns = (((p >= 0) & (p < n)).float().sum(1) for n, p in near)
     return rows[:, None] * columns

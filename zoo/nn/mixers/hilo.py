@@ -37,11 +37,11 @@ class HiLoAttention(nn.Module):
         low = int(heads * alpha) * head_dim
         high = dim - low
         self.size, self.head_dim = size, head_dim
-        self.hi_qkv = self.hi_proj = self.lo_q = self.lo_kv = self.lo_proj = None
-        if high > 0:
+        self.high, self.low = high > 0, low > 0
+        if self.high:
             self.hi_qkv = nn.Linear(dim, 3 * high)
             self.hi_proj = nn.Linear(high, high)
-        if low > 0:
+        if self.low:
             self.lo_q = nn.Linear(dim, low)
             self.lo_kv = nn.Linear(dim, 2 * low)
             self.lo_proj = nn.Linear(low, low)
@@ -50,10 +50,10 @@ class HiLoAttention(nn.Module):
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.size)
         parts = []
-        if self.hi_qkv is not None:
+        if self.high:
             q, k, v = split_heads(cpu.linear(self.hi_qkv, x), self.head_dim)
             parts.append(cpu.linear(self.hi_proj, window_attention(q, k, v, self.size).flatten(3)))
-        if self.lo_q is not None:
+        if self.low:
             parts.append(cpu.linear(self.lo_proj, self._attend_averages(x).flatten(3)))
         return crop_map(torch.cat(parts, dim=-1), height, width)
 

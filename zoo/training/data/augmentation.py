@@ -26,7 +26,7 @@ def training_transform(recipe: Recipe, input_config: dict[str, Any]) -> Any:
             scale=recipe.crop_scale,
             ratio=recipe.crop_ratio,
             hflip=recipe.hflip,
-            color_jitter=(recipe.color_jitter or None) if colours else None,
+            color_jitter=(recipe.color_jitter if colours else 0.0) or None,  # type: ignore[arg-type]  # None turns it off
             auto_augment=recipe.auto_augment if colours else None,
             re_prob=recipe.random_erasing,
             interpolation=input_config["interpolation"],

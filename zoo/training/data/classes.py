@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from timm.data import ImageNetInfo
 
@@ -41,7 +42,7 @@ def is_file_list(lines: list[str]) -> bool:
 def describe(names: tuple[str, ...]) -> dict[str, str]:
     """The words for classes whose names are all WordNet synsets of ImageNet; none for other names."""
     info = ImageNetInfo("imagenet-22k")
-    known = info.label_descriptions(as_dict=True)
+    known = cast("dict[str, str]", info.label_descriptions(as_dict=True))
     return {name: known[name] for name in names} if all(name in known for name in names) else {}
 
 

@@ -88,8 +88,8 @@ def _members(path: Path) -> list[tuple[str, int, int, int]]:
                 key, _, extension = base.partition(".")
                 if f".{extension.lower()}" in extensions:
                     images[folder, key] = (member.name, member.offset_data, member.size)
-                elif extension == "cls":
-                    classes[folder, key] = int(archive.extractfile(member).read())
+                elif extension == "cls" and (file := archive.extractfile(member)) is not None:
+                    classes[folder, key] = int(file.read())
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a shard ({error})") from error
     for place, (name, *_) in images.items():

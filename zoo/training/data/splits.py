@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from timm.data.readers import create_reader
@@ -51,7 +51,8 @@ class Split:
 
     def open(self, position: int) -> BinaryIO:
         """What the file of an image holds."""
-        return self.reader[int(self.indices[position])][0]
+        files: Any = self.reader  # whose base class in timm does not name what all of them have
+        return files[int(self.indices[position])][0]
 
     def take(self, kept: np.ndarray) -> Split:
         """The images for which `kept`, (N), is true."""
@@ -158,7 +159,7 @@ def _read(data: str, split: str | None, channels: int) -> Split:
     place = data if split is None else f"{data}, {split}"
     try:
         with _looked_for(extensions(channels)):
-            reader = _reader(data, split, channels)
+            reader: Any = _reader(data, split, channels)
     except (RuntimeError, AssertionError, ValueError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -193,7 +194,7 @@ def _looked_for(names: Sequence[str]) -> Iterator[None]:
 def _reader(data: str, split: str | None, channels: int) -> Reader:
     if data.startswith(HUGGING_FACE):
         needs("datasets", "datasets")
-        return create_reader(data, split=split)
+        return create_reader(data, **({} if split is None else {"split": split}))
     root = Path(data)
     if split is not None:
         root = root / split if (root / split).exists() else root / f"{split}.tar"
