@@ -28,7 +28,7 @@ LONG_FOR_A_REASON: dict[str, str] = {}
 # The floors of the house, from the ground up: a room may import those that it names, and itself.
 LIGHT = {"errors", "files", "version", "config"}
 """What needs neither torch nor a model."""
-PARTS = {"nn.registry", "nn.layers", "kernels", *LIGHT}
+PARTS = {"nn.registry", "nn.parts", "nn.layers", "kernels", *LIGHT}
 ROOMS = {
     "kernels": set(),
     "errors": set(),
@@ -36,6 +36,8 @@ ROOMS = {
     "version": set(),
     "config": {"errors", "configs"},
     "nn.registry": LIGHT,
+    "nn.parts": set(),
+    "nn.dilate": {"nn.registry", *LIGHT},
     "nn.layers": {"kernels", *LIGHT},
     "nn.mixers": PARTS,
     "nn.ffns": PARTS,
@@ -44,13 +46,23 @@ ROOMS = {
     "nn.init": set(),
     "nn.masked": set(),
     "nn.block": PARTS,
-    "nn.backbone": {"nn.block", "nn.head", "nn.init", "nn.masked", "nn.mixers", "nn.ffns", "nn.embeds", *PARTS},
+    "nn.backbone": {
+        "nn.block",
+        "nn.dilate",
+        "nn.head",
+        "nn.init",
+        "nn.masked",
+        "nn.mixers",
+        "nn.ffns",
+        "nn.embeds",
+        *PARTS,
+    },
     "weights": LIGHT,
-    "models": {"nn.backbone", "nn.embeds", "nn.init", "nn.layers", "weights", "kernels", *LIGHT},
+    "models": {"nn.backbone", "nn.parts", "nn.embeds", "nn.init", "nn.layers", "weights", "kernels", *LIGHT},
     "timm_models": {"models", "weights", *LIGHT},
     "vision": {"models", *LIGHT},
     "export": {"models", "nn.backbone", *LIGHT},
-    "explain": {"vision", "models", "nn.backbone", "nn.registry", "kernels", *LIGHT},
+    "explain": {"vision", "models", "nn.backbone", "nn.block", "nn.registry", "kernels", *LIGHT},
     "training": {"vision", "models", "nn.backbone", "nn.block", "weights", *LIGHT},
     "cli": {"training", "explain", "export", "vision", "models", "weights", *LIGHT},
 }

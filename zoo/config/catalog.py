@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from zoo.config.dilate import dilate
 from zoo.config.model import ModelConfig, parse_model
 from zoo.config.overrides import check_tree, override
 from zoo.config.schema import Count, check, check_mapping
@@ -83,7 +82,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
     Args:
         name: a shipped variant, or a file that ends in `.yaml` or `.yml`, with `:variant` when it has several.
         overrides: configuration keys, dotted for one value inside a mapping (`"block.mlp.ratio": 3`), the names of
-            the family's `options`, and `output_stride` (see `zoo.config.dilate`).
+            the family's `options`, and `output_stride` (see `zoo.nn.dilate`).
 
     Raises:
         ConfigError: if there is no such variant or the configuration is not valid.
@@ -100,9 +99,9 @@ def _load(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
     if changes:
         options = check_mapping(tree.get("options", {}), where / "options")
         tree = override(tree, {f"options.{k}" if k in options else k: v for k, v in changes.items()}, place)
-    config = replace(parse_model(variant or path.stem, tree, where), source=name, overrides=overrides)
     stride = check(overrides.get("output_stride"), Count | None, place / "output_stride")
-    return config if stride is None else dilate(config, stride)
+    config = parse_model(variant or path.stem, tree, where)
+    return replace(config, source=name, overrides=overrides, output_stride=stride)
 
 
 _load_shipped = cache(_load)

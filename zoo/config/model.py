@@ -30,8 +30,6 @@ from zoo.config.schema import (
 )
 from zoo.errors import ConfigError, Where
 
-_Depth = Annotated[int, Range(1, 512)]
-_Option = int | float | str | Size | None
 NORMS = ("layernorm", "batchnorm")
 
 
@@ -158,6 +156,7 @@ class ModelConfig:
         stage_norm: norm at the end of each stage but the last, whose norm is the head's.
         level_norm: norm of each stage's map where it is handed out as a level of a pyramid.
         source, overrides: what `load_config` was given for it.
+        output_stride: the coarsest stride of a map; None for the variant's own.
     """
 
     name: str
@@ -175,6 +174,7 @@ class ModelConfig:
     where: Where = field(compare=False)
     source: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    output_stride: int | None = None
 
     @property
     def branching(self) -> bool:
@@ -212,7 +212,9 @@ def parse_model(name: str, tree: Mapping[str, Any], where: Where) -> ModelConfig
     check_tree(tree, where)
     values = {"img_size": check(tree.get("img_size", 224), Size, where / "img_size")}
     options = check_mapping(tree.get("options", {}), where / "options")
-    values |= {key: check(value, _Option, where / "options" / key) for key, value in options.items()}
+    values |= {
+        key: check(value, int | float | str | Size | None, where / "options" / key) for key, value in options.items()
+    }
     tree = compute_values({key: value for key, value in tree.items() if key != "options"}, values, where)
     fields = check_fields(tree, _MODEL_KEYS, _REQUIRED, where)
     checkpoints = check_mapping(fields.get("checkpoints", {}), where / "checkpoints")
@@ -263,7 +265,7 @@ def _parse_level_norm(value: Norm | tuple[Norm | None, ...], stages: int, where:
 
 def _parse_stage(stage: dict[str, Any], block: dict[str, Any], embed: Part | None, where: Where) -> StageConfig:
     graph = {"after": Index | None, "context": Part | None, "level": bool}
-    own = {"dim": Count, "depth": _Depth, "branches": tuple[str, ...], **graph}
+    own = {"dim": Count, "depth": Annotated[int, Range(1, 512)], "branches": tuple[str, ...], **graph}
     changes = {key: value for key, value in stage.items() if key not in own}
     for key in changes:
         if key.partition(".")[0] not in block:

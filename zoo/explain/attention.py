@@ -220,21 +220,15 @@ def _described(watched: Watched, call: Call) -> tuple[str, str]:
     if call.name == "routing_attention":
         return "regions", f"{given['routes'].shape[2]} of {_by(as_pair(given['region'], 'region'))}"
     if call.name == "global_attention":
-        name = "low frequencies" if watched.mixer == "hilo" else "global"
-        return name, f"{_by(given['k'].shape[1:3])} map"
+        return _label(watched, call) or "global", f"{_by(given['k'].shape[1:3])} map"
     size, interval = (as_pair(given[key], key) for key in ("size", "interval"))
     detail = _by(size) + ("" if interval == (1, 1) else f", every {_pair(interval)}")
-    return _window_name(watched, interval), detail
+    return _label(watched, call) or "window", detail
 
 
-def _window_name(watched: Watched, interval: tuple[int, int]) -> str:
-    if watched.mixer == "hilo":
-        return "high frequencies"
-    if getattr(watched.module, "interval", 1) == "grid":
-        return "grid"
-    if interval != (1, 1):
-        return "long distance"
-    return "short distance" if getattr(watched.module, "shrink", False) else "window"
+def _label(watched: Watched, call: Call) -> str | None:
+    """What the layer calls the keys of one of its operations, where it says so."""
+    return getattr(watched.module, "labels", {}).get(call.name)
 
 
 def _by(pair: tuple[int, int]) -> str:

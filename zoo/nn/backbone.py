@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -15,36 +16,12 @@ import zoo.nn.mixers  # noqa: F401 - these three register their parts
 from zoo.config.model import ModelConfig
 from zoo.config.schema import Count, Index, Range, Rate, check
 from zoo.errors import Where
-from zoo.nn.block import Context, Stage
+from zoo.nn.block import Context, Stage, Stages
+from zoo.nn.dilate import dilate
 from zoo.nn.head import Head
 from zoo.nn.init import SCHEMES, initialise
 from zoo.nn.layers.norm import build_norm, norm_maps
 from zoo.nn.masked import apart
-
-
-class Stages(nn.ModuleList):
-    """The stages of a backbone, which runs them one by one, with what stands between them."""
-
-    if TYPE_CHECKING:
-
-        @overload  # type: ignore[override]  # no other module is put among the stages
-        def __getitem__(self, idx: int) -> Stage: ...
-        @overload
-        def __getitem__(self, idx: slice) -> Stages: ...
-        def __getitem__(self, idx: int | slice) -> Stage | Stages: ...
-        def __iter__(self) -> Iterator[Stage]: ...  # type: ignore[override]  # as above
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Refused: a chain of the stages alone would leave out the norms that some variants have between them.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            "the stages of a zoo model are not a layer of their own: take model.forward_features(images), "
-            "model.forward_intermediates(images) or zoo.create_model(..., features_only=True) for its maps, or replace "
-            "the classifier by model.head = nn.Identity()"
-        )
 
 
 class Backbone(nn.Module):
@@ -90,6 +67,8 @@ class Backbone(nn.Module):
         check(in_chans, Count, Where("in_chans"))
         check(drop_rate, Rate, Where("drop_rate"))
         check(drop_path_rate, Rate | None, Where("drop_path_rate"))
+        if config.output_stride is not None:
+            config = _dilated(config)
         self.config = config
         check(level_norm, bool, Where("level_norm"))
         self.num_classes, self.in_chans = num_classes, in_chans
@@ -293,3 +272,10 @@ class Backbone(nn.Module):
             ]
         last = r"^norm|^level_norms|^head\.norm|^head\.pre_logits"
         return {"stem": r"^stages\.0\.embed", "blocks": [*blocks, (last, (99999,))]}
+
+
+def _dilated(config: ModelConfig) -> ModelConfig:
+    plain = replace(config, output_stride=None)
+    with torch.device("meta"):
+        strides = [stage.reduction for stage in Backbone(plain).stages]
+    return dilate(plain, strides, config.output_stride or 0)

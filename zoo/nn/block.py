@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import nn
@@ -181,6 +181,31 @@ class Stage(nn.Module):
             return module(*inputs)
         with export_safe():
             return module(*inputs)
+
+
+class Stages(nn.ModuleList):
+    """The stages of a backbone, which runs them one by one, with what stands between them."""
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]  # no other module is put among the stages
+        def __getitem__(self, idx: int) -> Stage: ...
+        @overload
+        def __getitem__(self, idx: slice) -> Stages: ...
+        def __getitem__(self, idx: int | slice) -> Stage | Stages: ...
+        def __iter__(self) -> Iterator[Stage]: ...  # type: ignore[override]  # as above
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Refused: a chain of the stages alone would leave out the norms that some variants have between them.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "the stages of a zoo model are not a layer of their own: take model.forward_features(images), "
+            "model.forward_intermediates(images) or zoo.create_model(..., features_only=True) for its maps, or replace "
+            "the classifier by model.head = nn.Identity()"
+        )
 
 
 def _check_names(config: StageConfig, names: Sequence[str]) -> None:

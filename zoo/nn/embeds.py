@@ -95,8 +95,20 @@ class ConvEmbed(Embed):
 
     @staticmethod
     def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the convolutions that see the input."""
+        """The convolutions that see the input."""
         return ("convs.0",)
+
+    @staticmethod
+    def dilated(params: Mapping[str, Any], dilation: int, strided: bool) -> Mapping[str, Any] | None:
+        """The same for centred convolutions."""
+        layers = []
+        for layer in params["layers"]:
+            if layer["kernel"] % 2 == 0 or "padding" in layer:
+                return None
+            stride = layer.get("stride", 1)
+            layers.append({**layer, "dilation": dilation, "stride": stride if strided else 1})
+            dilation *= 1 if strided else stride
+        return {**params, "layers": layers}
 
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
@@ -147,7 +159,7 @@ class CrossScaleEmbed(Embed):
 
     @staticmethod
     def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the convolutions that see the input."""
+        """The convolutions that see the input."""
         return tuple(f"convs.{i}" for i in range(len(params["kernels"])))
 
 
@@ -218,7 +230,7 @@ class DeformEmbed(Embed):
 
     @staticmethod
     def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the convolutions that see the input."""
+        """The convolutions that see the input."""
         return ("conv", "offset")
 
     def fold(self) -> None:

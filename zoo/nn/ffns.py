@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,6 +53,11 @@ class Mlp(nn.Module):
         if self.dwconv is None:
             return cpu.linear(self.fc2, cpu.linear(self.fc1, x, self.act))
         return cpu.linear(self.fc2, self._activated(cpu.linear(self.fc1, x)))
+
+    @staticmethod
+    def dilated(params: Mapping[str, Any], dilation: int) -> Mapping[str, Any] | None:
+        """The keys for an input that is `dilation` times finer; None for a network that sees neighbours."""
+        return None if params.get("dwconv") else params
 
     def _activated(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(x) if self.dwconv is None else cpu.conv(self.dwconv, x, self.act)

@@ -24,6 +24,14 @@ class Embed(nn.Module):
         """Names of the convolutions that see the input, for these keys of the configuration."""
         return ()
 
+    @staticmethod
+    def dilated(params: Mapping[str, Any], dilation: int, strided: bool) -> Mapping[str, Any] | None:
+        """The keys for an input that is `dilation` times finer, and, if not `strided`, an output of the input's size.
+
+        None if there is no such form. A branch may have the same, without `strided`.
+        """
+        return None
+
 
 @runtime_checkable
 class Foldable(Protocol):

@@ -29,6 +29,8 @@ class HiLoAttention(nn.Module):
         size: of a window, (height, width).
     """
 
+    labels = {"window_attention": "high frequencies", "global_attention": "low frequencies"}
+
     def __init__(
         self, dim: int, *, head_dim: Count, alpha: Annotated[float, Range(0.0, 1.0)], size: Size = (2, 2)
     ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,3 +46,9 @@ class NeighborhoodAttention(nn.Module):
         q, k, v = split_heads(cpu.linear(self.qkv, x), self.head_dim)
         out = neighborhood_attention(q, k, v, self.size, self.dilation, self.pos_bias().to(q.dtype))
         return cpu.linear(self.proj, crop_map(out, height, width).flatten(3))
+
+    @staticmethod
+    def dilated(params: Mapping[str, Any], dilation: int) -> Mapping[str, Any]:
+        """The keys for an input that is `dilation` times finer."""
+        own = params.get("dilation", 1)
+        return {**params, "dilation": [n * dilation for n in own] if isinstance(own, list | tuple) else own * dilation}

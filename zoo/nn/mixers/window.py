@@ -32,6 +32,7 @@ class WindowAttention(nn.Module):
             CrossFormer's rule.
 
     Attributes:
+        labels: what `zoo.explain` calls the keys of an operation.
         least_side: from this shorter side of a map on, the groups are those of every larger map.
     """
 
@@ -50,6 +51,8 @@ class WindowAttention(nn.Module):
         if shrink and pos_bias == "table":
             raise ValueError("a table of position biases has one size: with shrink, pos_bias must be a network")
         self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
+        label = {1: "short distance" if shrink else "window", "grid": "grid"}.get(interval, "long distance")
+        self.labels = {"window_attention": label}
         self.least_side = min(size) + (interval != 1) if shrink else 1
         self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
         self.qkv = nn.Linear(dim, 3 * dim)
