@@ -16,8 +16,8 @@ from torch import nn
 import zoo
 from tests.conftest import VARIANTS
 from zoo.config.catalog import CONFIG_DIR, load_config
-from zoo.config.model import parse_model
 from zoo.config.overrides import override
+from zoo.config.parse import parse_model
 from zoo.errors import Where
 from zoo.nn.backbone import Backbone
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from zoo.config.model import ModelConfig, parse_model
+from zoo.config.model import ModelConfig
 from zoo.config.overrides import check_tree, override
+from zoo.config.parse import parse_model
 from zoo.config.schema import Count, check, check_mapping
 from zoo.errors import ConfigError, Where
 
