@@ -50,12 +50,12 @@ def main(
         for way in mode
     ]
     for job in jobs:
-        rows += (found := measure(job, problems))
+        rows += (found := list(measure(job, problems)))
         show(found)
         if csv_file is not None and found:
             append(csv_file, found)
     if markdown is not None:
-        write_markdown(markdown, rows)
+        write_markdown(markdown, rows, Path(__file__).name)
     if plot_file is not None:
         first = {job.operation: job for job in reversed(jobs) if job.mode == mode[0] and job.dtype == dtypes[0]}
         curves = {name: curve(job, problems) for name, job in first.items()}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Minutes on a GPU: installs this checkout without a network, if it is not installed, and runs scripts/gpu_check.py.
-# Arguments go to it: none first, which compiles, checks and times the kernels; then `--phase families,peers:240,models`.
+# Arguments go to it: none first, which compiles, checks and times the kernels; then `--phase families:60,peers:220,models`.
 # PYTHON is the interpreter that has PyTorch and Triton, python3 by default; .venv is used where there is one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,8 +14,8 @@ sys.exit(not pathlib.Path(k.__file__).samefile('../kernels/__init__.py'))" 2>/de
 }
 
 link_package() { # what an editable install does, where pip or setuptools are too old for ours
-  package=$(mktemp -d)
-  mkdir "$package/zoo"
+  package=$PWD/outputs/gpu-package
+  mkdir -p "$package/zoo"
   ln -sfn "$PWD"/zoo/* "$PWD/kernels" "$PWD/configs" "$PWD/weights_manifest.yaml" "$package/zoo/"
   export PYTHONPATH=$package${PYTHONPATH:+:$PYTHONPATH}
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 import triton
 from kernel_peers import Peer, peers
-from measure import GpuTime, bandwidth, copy_time, gpu_time, peak_memory, race, setting
+from measure import GpuTime, bandwidth, copy_time, gpu_is_lost, gpu_time, peak_memory, race, setting
 
 import zoo.kernels
 from zoo.kernels import use_backend
@@ -57,30 +58,45 @@ class Job:
         return run
 
 
-def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda provider: True) -> list[dict]:
-    """A row for each provider that computes what the reference computes; why others do not goes to `problems`."""
+def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda provider: True) -> Iterator[dict]:
+    """A row for each provider that computes what the reference computes, ours first, as soon as it is timed.
+
+    Why others do not goes to `problems`.
+    """
     torch.compiler.reset()
     torch.manual_seed(0)
     tensors = job.case.tensors(job.batch, dtype=job.dtype, device=job.device)
     upstream = torch.randn_like(tensors["q"]) if job.mode == "training" else None
-    truth = specified(job, tensors, upstream)
+    truth, least = specified(job, tensors, upstream), moved(tensors, upstream)
     steps, errors = {}, {}
-    for peer in providers(job, tensors, only):
-        given = {name: t for name, t in tensors.items() if name not in peer.without}
-        step = partial(results, peer.call, leaves_of(given, upstream), upstream)
-        try:
+    for name, make in providers(job, only).items():
+        with _noted(job, name, problems):
+            peer = make()
+            if peer is None:
+                continue
+            given = {name: t for name, t in tensors.items() if name not in peer.without}
+            step = partial(results, peer.call, leaves_of(given, upstream), upstream)
             expected = truth if not peer.without else specified(job, given, upstream)
-            errors[peer.name] = error_of(job, peer, step(), expected)
-            steps[peer.name] = step
-        except Exception as error:  # of a compiler, of memory, of the check: whoever fails is left out
-            if "CUDA error" in str(error):
-                raise  # nothing works in this process any more
-            who = f"OURS, {peer.name}" if peer.name in OURS else peer.name
-            reason = str(error).strip().partition("\n")[0][:120]
-            problems.append(f"{job.operation}, {job.case.name}, {job.mode}, {who}: {type(error).__name__}: {reason}")
-    times, floor = timed(job, steps, moved(tensors, upstream))
-    memory = {name: peak_memory(step, job.device) for name, step in steps.items()}
-    return [row_of(job, name, times, floor, memory[name], errors[name]) for name in steps]
+            errors[peer.name], steps[peer.name] = error_of(job, peer, step(), expected), step
+    times = {} if job.device == "cuda" else _raced(steps, job.rounds)
+    floor = copy_time(least) if job.device == "cuda" else least / _copied(job.device)
+    for name, step in steps.items():
+        with _noted(job, name, problems):
+            times[name] = times[name] if name in times else gpu_time(step, job.rounds)
+            yield row_of(job, name, times, floor, peak_memory(step, job.device), errors[name])
+
+
+@contextmanager
+def _noted(job: Job, name: str, problems: list[str]) -> Iterator[None]:
+    """Whoever fails, in a compiler, for want of memory or in the check, is left out, unless the GPU is lost with it."""
+    try:
+        yield
+    except Exception as error:
+        if gpu_is_lost():
+            raise
+        who = f"OURS, {name}" if name in OURS else name
+        reason = str(error).strip().partition("\n")[0][:120]
+        problems.append(f"{job.operation}, {job.case.name}, {job.mode}, {who}: {type(error).__name__}: {reason}")
 
 
 def with_kernels() -> list[str]:
@@ -88,14 +104,15 @@ def with_kernels() -> list[str]:
     return sorted(path.parent.name for path in Path(zoo.kernels.__file__).parent.glob("*/operator.py"))
 
 
-def providers(job: Job, tensors: Tensors, only: Callable[[str], bool]) -> Iterator[Peer]:
-    """Ours, the specification eager and compiled, and the peers: those of whose names `only` holds."""
-    backend = choose(tensors["q"])
-    own = [Peer(backend, job.by(backend))] if backend != "reference" else []
-    own += [Peer("reference", job.by("reference")), Peer("reference compiled", job.by("reference", compiled=True))]
-    yield from (peer for peer in own if only(peer.name))
-    if only("peers"):
-        yield from peers(job.operation, job.case, job.batch, job.device, job.mode == "training")
+def providers(job: Job, only: Callable[[str], bool]) -> dict[str, Callable[[], Peer | None]]:
+    """What makes ours, the specification eager and compiled, and the peers: those of whose names `only` holds."""
+    backend = choose(job.case.tensors(1, dtype=job.dtype, device=job.device)["q"])
+    own = [] if backend == "reference" else [backend]
+    found = {name: partial(Peer, name, job.by(name)) for name in (*own, "reference")}
+    found["reference compiled"] = lambda: Peer("reference compiled", job.by("reference", compiled=True))
+    found = {name: make for name, make in found.items() if only(name)}
+    others = peers(job.operation, job.case, job.batch, job.device, job.mode == "training") if only("peers") else {}
+    return found | others
 
 
 def leaves_of(tensors: Tensors, upstream: torch.Tensor | None) -> Tensors:
@@ -152,19 +169,19 @@ def error_of(job: Job, peer: Peer, found: Tensors, truth: Tensors) -> float:
 
 
 def moved(tensors: Tensors, upstream: torch.Tensor | None) -> int:
-    """The least bytes of a step: arguments read and output written; in training, again with gradients beside them."""
+    """The least bytes of a step: arguments read and output written, each once in a pass.
+
+    The backward pass reads the arguments, the output and its gradient, and writes the gradients of the arguments.
+    """
     inputs = sum(t.numel() * t.element_size() for t in tensors.values())
     gradients = sum(t.numel() * t.element_size() for t in tensors.values() if t.is_floating_point())
     out = tensors["q"].numel() * tensors["q"].element_size()
     return inputs + out if upstream is None else 2 * inputs + 2 * out + gradients
 
 
-def timed(job: Job, steps: dict[str, Callable], least: int) -> tuple[dict[str, GpuTime], float]:
-    """The time of each step, and of moving `least` bytes."""
-    if job.device == "cuda":
-        return {name: gpu_time(step, job.rounds) for name, step in steps.items()}, copy_time(least)
-    seconds = race(steps, job.rounds)
-    return {name: GpuTime(t, t, math.nan, False) for name, t in seconds.items()}, least / _copied(job.device)
+def _raced(steps: dict[str, Callable], rounds: int) -> dict[str, GpuTime]:
+    """On the CPU all take turns."""
+    return {name: GpuTime(t, t, math.nan, False) for name, t in race(steps, rounds).items()}
 
 
 @cache

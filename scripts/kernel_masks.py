@@ -20,6 +20,8 @@ from zoo.kernels.partition import partition, unpartition
 Function = Callable[..., torch.Tensor]
 MOST_PAIRS = 2**30
 """Above this number of query-key pairs no tensor of all pairs is made."""
+MOST_SEQUENCES = 2**16 - 1
+"""SDPA takes no more at once on some GPUs."""
 
 
 def _heads_first(x: torch.Tensor) -> torch.Tensor:
@@ -116,6 +118,13 @@ def _sdpa_neighborhood(case, batch: int, device: str) -> Function | None:
     return call
 
 
+def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """SDPA on no more sequences at once than a grid of its kernels has blocks."""
+    masks = [None] * len(q) if mask is None else mask.split(MOST_SEQUENCES)
+    pieces = zip(*(t.split(MOST_SEQUENCES) for t in (q, k, v)), masks, strict=False)
+    return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=some) for *qkv, some in pieces])
+
+
 def _gathered_neighborhood(case, batch: int, device: str) -> Function:
     sides = [neighbors(n, s, d, device) for n, s, d in zip(case.shape, case.size, case.dilation, strict=True)]
     (rows, down), (columns, right) = sides
@@ -127,7 +136,7 @@ def _gathered_neighborhood(case, batch: int, device: str) -> Function:
         if bias is not None:
             mask = bias[:, down[:, None, :, None], right[None, :, None]].flatten(3).flatten(1, 2)
             mask = mask.transpose(0, 1)[:, :, None].repeat(len(q), 1, 1, 1)
-        out = F.scaled_dot_product_attention(q.flatten(0, 2)[:, :, None], k, v, attn_mask=mask)
+        out = _in_pieces(q.flatten(0, 2)[:, :, None], k, v, mask)
         return out[:, :, 0].view(q.shape)
 
     return call

@@ -9,7 +9,9 @@ authors.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -30,34 +32,42 @@ class Peer:
     without: tuple[str, ...] = ()
 
 
-def peers(operation: str, case, batch: int, device: str, training: bool) -> list[Peer]:
-    """The other implementations of an operation that are here and can run a case."""
-    found = []
-    if operation in FLEX and not (training and device == "cpu"):  # flex_attention has no backward pass on the CPU
-        found.append(Peer("flex_attention", FLEX[operation](case, batch, device)))
-    if operation in SDPA:
-        found.append(Peer("sdpa", SDPA[operation](case, batch, device)))
-    if operation in GATHERED:
-        found.append(Peer("sdpa, gathered", GATHERED[operation](case, batch, device)))
+def peers(operation: str, case, batch: int, device: str, training: bool) -> dict[str, Callable[[], Peer | None]]:
+    """What makes the other implementations of an operation that are here, by name; None for one that cannot run a case.
+
+    Each is made when it is its turn: what fails in making one is no matter of the others.
+    """
+    found = {}
+    if not (training and device == "cpu"):  # flex_attention has no backward pass on the CPU
+        found["flex_attention"] = partial(_of_table, FLEX, "flex_attention", operation, case, batch, device)
+    found["sdpa"] = partial(_of_table, SDPA, "sdpa", operation, case, batch, device)
+    found["sdpa, gathered"] = partial(_of_table, GATHERED, "sdpa, gathered", operation, case, batch, device)
     if operation == "neighborhood_attention" and find_spec("natten"):
-        found.append(_natten(case, device))
+        found["natten"] = partial(_natten, case, device)
     if operation == "aggregated_attention" and device == "cuda" and find_spec("swattention"):
-        found.append(Peer("swattention", _swattention(case)))
-    return [peer for peer in found if peer.call is not None]
+        found["swattention"] = lambda: Peer("swattention", _swattention(case))
+    return found
 
 
-def _natten(case, device: str) -> Peer:
+def _of_table(table: dict[str, Callable], name: str, operation: str, case, batch: int, device: str) -> Peer | None:
+    call = table[operation](case, batch, device) if operation in table else None
+    return None if call is None else Peer(name, call)
+
+
+def _natten(case, device: str) -> Peer | None:
     """NATTEN of whatever version: with a bias and in three steps if it still can, else its fused kernel on a GPU."""
     natten = import_module("natten")
     name = f"natten {_version('natten', natten)}"
     functional = import_module("natten.functional")
     if "rpb" in inspect.signature(getattr(functional, "na2d_qk", _natten)).parameters:
         return Peer(name, _natten_in_steps(functional, case))
+    if device != "cuda":
+        return None
 
     def call(q, k, v):
         return natten.na2d(q, k, v, kernel_size=case.size, dilation=case.dilation)
 
-    return Peer(f"{name}, no bias", call if device == "cuda" else None, ("bias",))
+    return Peer(f"{name}, no bias", call, ("bias",))
 
 
 def _natten_in_steps(functional, case) -> Function:

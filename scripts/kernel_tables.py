@@ -28,20 +28,28 @@ def show(rows: list[dict]) -> None:
     Console(width=120).print(f"\n{title}", table, sep="\n")
 
 
-def write_markdown(path: Path, rows: list[dict]) -> None:
-    """A table for each operation, mode and dtype: a line a case, a column a provider."""
-    if not rows:
-        return
-    first = rows[0]
-    lines = [
-        f"Measured on {first['device']}, torch {first['torch']}, triton {first['triton']}, {first['date']}, by",
-        "`scripts/bench_kernels.py`: median milliseconds and, in brackets, the ratio to ours. The floor is the time in",
-        "which the tensors can be read and the results written once.",
-    ]
-    for operation, mode, batch, dtype in dict.fromkeys(map(_heading, rows)):
-        chosen = [row for row in rows if _heading(row) == (operation, mode, batch, dtype)]
-        lines += ["", f"### {operation}, {mode}, batch {batch}, {dtype}", "", *_markdown(chosen)]
-    path.write_text("\n".join(lines) + "\n")
+def write_markdown(path: Path, rows: list[dict], script: str) -> None:
+    """For each machine a table for each operation, mode and dtype: a line a case, a column a provider.
+
+    What was measured again on a machine counts as it was measured last.
+    """
+    lines: list[str] = []
+    for machine in dict.fromkeys(map(_machine, rows)):
+        device, torch, triton = machine
+        own = [row for row in rows if _machine(row) == machine]
+        lines += [
+            *([""] if lines else []),
+            f"Measured on {device}, torch {torch}, triton {triton}, {own[-1]['date']}, by `scripts/{script}`:",
+            "median milliseconds and, in brackets, the ratio to the first column. The floor is the time in which",
+            "each pass can read its tensors and write its results once. * was not captured as a CUDA graph, and has",
+            "Python's time in it.",
+        ]
+        for heading in dict.fromkeys(map(_heading, own)):
+            operation, mode, batch, dtype = heading
+            table = _markdown([row for row in own if _heading(row) == heading])
+            lines += ["", f"### {operation}, {mode}, batch {batch}, {dtype}", "", *table]
+    if lines:
+        path.write_text("\n".join(lines) + "\n")
 
 
 def plot(path: Path, curves: dict[str, list[dict]]) -> None:
@@ -67,6 +75,10 @@ def plot(path: Path, curves: dict[str, list[dict]]) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _machine(row: dict) -> tuple[str, str, str]:
+    return row["device"], row["torch"], row["triton"]
+
+
 def _heading(row: dict) -> tuple:
     return row["operation"], row["mode"], row["batch"], row["dtype"]
 
@@ -81,7 +93,7 @@ def _markdown(rows: list[dict]) -> list[str]:
     for case in dict.fromkeys(row["case"] for row in rows):
         found = {row["provider"]: row for row in rows if row["case"] == case}
         first = next(iter(found.values()))
-        cells = [_cell(found[name]) if name in found else "-" for name in providers]
+        cells = [_cell(found[name], first) if name in found else "-" for name in providers]
         memory = ", ".join(
             f"{found[name]['peak_mb']:.1f}" for name in (first["provider"], "reference") if name in found
         )
@@ -91,5 +103,6 @@ def _markdown(rows: list[dict]) -> list[str]:
     return lines
 
 
-def _cell(row: dict) -> str:
-    return f"{row['median_ms']:.3f} ({row['ratio']:.2f}x)"
+def _cell(row: dict, first: dict) -> str:
+    star = "" if row["graph"] or row["host_ms"] == "" else "*"
+    return f"{row['median_ms']:.3f}{star} ({row['median_ms'] / first['median_ms']:.2f}x)"

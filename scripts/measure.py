@@ -44,9 +44,9 @@ def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, floa
 class GpuTime:
     """Median seconds of a call on a GPU, each time with an empty second-level cache.
 
-    `kernels` is a replay of the call as a CUDA graph: what the GPU alone needs. `eager` is the call as it is, from its
-    first kernel to its last. `host` is what Python takes until the call returns. A call that cannot be captured has no
-    replay: then `kernels` is `eager`, and `captured` is False.
+    `kernels` is a replay of the call as a CUDA graph: what the GPU alone needs. `eager` is the call as Python makes it,
+    until the GPU has finished. `host` is what Python takes until the call returns. A call that cannot be captured has
+    no replay: then `kernels` is `eager`, and `captured` is False.
     """
 
     kernels: float
@@ -61,7 +61,7 @@ def gpu_time(call: Call, rounds: int = 25) -> GpuTime:
     The host's share of an eager call is several times a kernel's time, so a timer around eager calls would show Python.
     """
     _warm_up(call)
-    eager = _cold_median(call, rounds)
+    eager = statistics.median(_eager_seconds(call) for _ in range(rounds))
     host = statistics.median(_host_seconds(call) for _ in range(10))
     if why_it_waits(call):
         return GpuTime(eager, eager, host, False)
@@ -80,7 +80,7 @@ def copy_time(size: int) -> float:
 
 
 def why_it_waits(call: Call) -> str:
-    """Where a call waits for the GPU, or an empty string.
+    """Where a call waits for the GPU, or an empty string; other errors are passed on.
 
     A call that waits cannot be captured, and a capture that fails leaves a broken process.
     """
@@ -89,14 +89,29 @@ def why_it_waits(call: Call) -> str:
     try:
         call()
     except RuntimeError as error:
-        return str(error) or type(error).__name__
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        return str(error)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return ""
 
 
+def gpu_is_lost() -> bool:
+    """Whether an error has left this process without a GPU: an illegal access does, a lack of memory does not."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.zeros(1, device="cuda").add_(1)
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return not isinstance(error, torch.OutOfMemoryError)
+    return False
+
+
 def kernel_times(call: Call, rounds: int = 5) -> dict[str, float]:
-    """Seconds of each GPU kernel of a call, the longest first, as PyTorch's profiler sees them."""
+    """Mean seconds of each GPU kernel of a call with warm caches, the longest first, as the profiler sees them."""
+    call()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
         for _ in range(rounds):
             call()
@@ -166,7 +181,7 @@ def append(path: Path, rows: list[dict]) -> None:
     new = not path.exists()
     if not new:
         with path.open(newline="") as file:
-            header = next(csv.reader(file))
+            header = next(csv.reader(file), None)
         if header != list(rows[0]):
             raise ValueError(f"{path} has the columns {header}, expected {list(rows[0])}")
     with path.open("a", newline="") as file:
@@ -197,6 +212,15 @@ def _cold_median(call: Call, rounds: int) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
+
+
+def _eager_seconds(call: Call) -> float:
+    torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda").zero_()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _host_seconds(call: Call) -> float:

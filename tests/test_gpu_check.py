@@ -106,7 +106,7 @@ def test_units_of_work(tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("no memory")
 
-    run = _run(tmp_path, seconds=0.5)
+    run = _run(tmp_path, seconds=5)
     run.unit(0.01, lambda: None, case="good")
     run.unit(0.01, lambda: "off by 2 %", case="bad")
     run.unit(0.01, fail, case="broken")
@@ -116,10 +116,29 @@ def test_units_of_work(tmp_path: Path) -> None:
     assert found["good"] == ("done", "")
     assert found["bad"] == ("wrong", "off by 2 %")
     assert found["broken"] == ("failed", "ValueError: no memory")
-    assert found["hangs"][0] == "stopped"
+    assert found["hangs"][0] == "slow"
     assert found["long"][0] == "skipped"
-    with pytest.raises(SystemExit):
-        run.unit(0.0, lambda: torch._assert(False, "CUDA error: an illegal memory access"), case="lost")
+    assert [row["case"] for row in _rows(tmp_path, "begun")] == ["good", "bad", "broken", "hangs"]
+    run.unit(0.01, fail, case="good")  # as by a process that goes on for one that died
+    assert [row["case"] for row in _rows(tmp_path, "unit")].count("good") == 1
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_process_ends_with_its_gpu_and_with_nothing_less(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measure
+
+    monkeypatch.setattr(measure, "gpu_is_lost", lambda: lost)
+    with pytest.raises(SystemExit) if lost else nullcontext():
+        _run(tmp_path).unit(0.1, lambda: torch._assert(False, "CUDA error: invalid configuration"), case="broken")
+    assert [row["status"] for row in _rows(tmp_path, "unit")] == ["failed"]
+
+
+def test_a_slow_unit_is_wrong_and_one_that_the_end_cuts_is_not(tmp_path: Path) -> None:
+    _run(tmp_path, seconds=30).unit(0.05, lambda: time.sleep(5), case="slow")
+    _run(tmp_path, seconds=0.3).unit(0.2, lambda: time.sleep(5), case="cut")
+    assert [row["status"] for row in _rows(tmp_path, "unit")] == ["slow", "stopped"]
 
 
 @pytest.mark.slow
@@ -131,8 +150,9 @@ def test_rehearsal(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     start = time.time()
     done = subprocess.run(command, cwd=SCRIPTS.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
-    assert time.time() - start < 70
+    assert done.returncode == 2, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
+    assert "NOTHING DONE: tune, peers, families, models:" in done.stdout
+    assert time.time() - start < 57
 
     units = _rows(tmp_path, "unit")
     assert {unit["phase"] for unit in units} == {part.partition(":")[0] for part in phases.split(",")}
@@ -142,7 +162,9 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert "did not fit: models" in done.stdout
     from gpu.summary import write_tables
 
-    write_tables(tmp_path, tmp_path)
+    assert write_tables(tmp_path, tmp_path) == 2  # rows of a rehearsal are no rows of a GPU
+    assert not (tmp_path / "kernels.csv").exists()
+    assert write_tables(tmp_path, tmp_path, on="cpu") == 0
     assert (tmp_path / "kernels.csv").read_text().count("native") == len(_rows(tmp_path, "kernels"))
     assert "maxvit_tiny_tf_224 stage 3 grid" in (tmp_path / "gpu.md").read_text()
 
@@ -157,8 +179,9 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    for option, name in (("--phase", "compile,corectness"), ("--operation", "window"), ("--phase", "compile:soon")):
-        command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", option, name]
+    wrong = ("--phase compile,corectness", "--operation window", "--phase compile:soon", "--device gpu", "--model nat")
+    for option, name in map(str.split, (*wrong, f"--out {__file__}", "--seconds inf")):
+        command = [sys.executable, "scripts/gpu_check.py", option, name]
         done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
@@ -168,7 +191,7 @@ class StandIn:
     """As much of `torch.cuda` as a timer needs, with a clock of its own: an eager call takes 90 us, its kernels 30."""
 
     def __init__(self, captures: bool) -> None:
-        self.now, self.captures = 0.0, captures
+        self.now, self.captures = 0.0, captures  # milliseconds
         stand_in = self
 
         class Event:
@@ -212,6 +235,7 @@ def test_kernels_are_timed_without_their_host(captures: bool, monkeypatch: pytes
 
     cuda = StandIn(captures)
     monkeypatch.setattr(measure, "L2_BYTES", 16)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: cuda.now / 1e3))
     monkeypatch.setattr(
         measure, "torch", SimpleNamespace(cuda=cuda, uint8=torch.uint8, empty=lambda n, **_: torch.empty(n))
     )
@@ -228,13 +252,14 @@ def test_rows_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     profile = {"operation": "window_attention", "case": "one", "mode": "forward", "kernel": "_forward", "us": 3.0}
     for started, status in (("yesterday", "failed"), ("today", "done")):
         run = _run(tmp_path, started=started)
-        run.write("machine", date=started, device=f"card of {started}", torch="2", triton="3", zoo="1")
+        run.write("machine", on="cuda", date=started, device=f"card of {started}", torch="2", triton="3", zoo="1")
         run.write("unit", phase="kernels", operation="all", case="", provider="", status=status, seconds=1, note="")
         run.write("profile", **profile)
     with (tmp_path / "rows.jsonl").open("a") as file:
-        file.write('{"kind": "unit", "ru')
-    assert summarise(tmp_path) == 0
-    assert "torn line" in capsys.readouterr().out
+        file.write('5\nnull\n{"kind": "unit"}\n{"kind": "unit", "ru')
+    assert summarise(run.rows(), ["kernels"]) == 0
+    assert summarise(run.rows(), ["kernels", "peers"]) == 2
+    assert "NOTHING DONE: peers" in capsys.readouterr().out
     for _ in range(2):
         write_tables(tmp_path, tmp_path)
     kept = (tmp_path / "profile.csv").read_text().splitlines()
@@ -246,19 +271,68 @@ def test_a_worker_that_dies_before_its_turn_costs_its_part_alone(
 ) -> None:
     from gpu import conductor
 
-    load = conductor.Conductor._load
+    worker = conductor.Conductor._worker
 
-    def planted(self, step):
-        workers = load(self, step)
-        if step[0] == "kernels":
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        return workers
+    def planted(self, phase, part):
+        started = worker(self, phase, part)
+        if phase == "kernels":
+            started.kill()
+        return started
 
-    monkeypatch.setattr(conductor.Conductor, "_load", planted)
-    run = _run(tmp_path, seconds=40, operations=("window_attention",), case="no such case")
-    conductor.Conductor(run).play([("kernels", 10.0), ("correctness", 20.0)])
-    failed = [row for row in _rows(tmp_path, "unit") if row["status"] == "failed"]
-    assert [row["phase"] for row in failed] == ["kernels"]
-    assert [row["phase"] for row in _rows(tmp_path, "phase")] == ["machine", "kernels", "correctness"]
+    monkeypatch.setattr(conductor.Conductor, "_worker", planted)
+    run = _run(tmp_path, seconds=60, operations=("window_attention",), case="no such case")
+    conductor.Conductor(run).play([("kernels", 20.0), ("correctness", 20.0)])
+    failed = {row["phase"] for row in _rows(tmp_path, "unit") if row["status"] == "failed"}
+    assert failed == {"kernels"}
+    assert {row["phase"] for row in _rows(tmp_path, "phase")} == {"machine", "kernels", "correctness"}
+
+
+CRASHES = """
+import os
+import sys
+from importlib import import_module
+
+if "correctness" in sys.orig_argv:
+    native = import_module("zoo.kernels.window_attention.native")
+    forward = native.forward
+    native.forward = lambda q, *rest: os.abort() if q.shape[1:3] == (9, 13) else forward(q, *rest)
+"""
+"""A kernel that takes its process with it at one shape."""
+
+
+@pytest.mark.slow
+def test_a_crash_costs_one_case(tmp_path: Path) -> None:
+    """The next process goes on after it, and the case is named."""
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    out = tmp_path / "out"
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--seconds", "90", "--out", str(out)]
+    command += ["--phase", "correctness", "--operation", "window_attention"]
+    done = subprocess.run(
+        command, cwd=SCRIPTS.parent, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    units = _rows(out, "unit")
+    assert [unit["case"] for unit in units if unit["status"] == "failed"] == ["odd map"]
+    assert sum(unit["status"] == "done" for unit in units) > 5
+
+
+def test_workers_end_with_the_tool(tmp_path: Path) -> None:
+    """A signal ends all processes, sums up, and is told by the exit status."""
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--out", str(tmp_path), "--seconds", "100"]
+    tool = subprocess.Popen(command, cwd=SCRIPTS.parent, stdout=subprocess.PIPE, text=True)
+    started = _children_of(tool.pid, 2)
+    tool.terminate()
+    shown, _ = tool.communicate(timeout=30)
+    assert tool.returncode == 143
+    assert "NOTHING DONE" in shown
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
+
+
+def _children_of(process: int, count: int) -> list[int]:
+    """Wait for so many processes that it has started."""
+    for _ in range(300):
+        time.sleep(0.1)
+        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        if len(found) >= count:
+            return [int(child) for child in found]
+    raise AssertionError("it has started no workers")

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import torch
-from aot import at_the_door, precision_of, prepared
+from aot import Target, at_the_door, precision_of, prepared
 from triton.backends.compiler import GPUTarget
 
 from gpu.plan import cases_of, compile_plan
@@ -81,7 +81,7 @@ def target_of(device: str) -> GPUTarget:
 def _compile(operation: str, name: str, dtype: str, batch: int, target: GPUTarget) -> Result:
     """All kernels that a forward and a backward pass of a case would launch."""
     torch.set_num_threads(1)
-    start, problems = time.time(), []
+    start, problems, most = time.time(), [], _most_shared(target)
     _pretend(target)
 
     def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
@@ -89,6 +89,8 @@ def _compile(operation: str, name: str, dtype: str, batch: int, target: GPUTarge
             return
         try:
             built = kernel.warmup(*arguments, grid=grid, **options)
+            if (shared := built.metadata.shared) > most:
+                problems.append(f"{kernel.__name__}: takes {shared} bytes of shared memory, of {most}")
             _build_launcher(built, target)
         except Exception as error:  # whatever a compiler says is the finding
             problems.append(f"{kernel.__name__}: {type(error).__name__}: {str(error)[:200]}")
@@ -101,6 +103,11 @@ def _compile(operation: str, name: str, dtype: str, batch: int, target: GPUTarge
     except Exception as error:  # the other cases are still of interest
         problems.append(f"{type(error).__name__}: {str(error)[:200]}")
     return operation, name, dtype, time.time() - start, problems
+
+
+def _most_shared(target: GPUTarget) -> int:
+    """Bytes that a program may take."""
+    return Target(target.arch if target.backend == "hip" else f"sm_{target.arch}").shared
 
 
 def _pretend(target: GPUTarget) -> None:

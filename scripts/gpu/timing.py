@@ -47,7 +47,9 @@ def time_peers(run: Run, operation: str) -> None:
 
 
 def tune(run: Run, operation: str) -> None:
-    """Ours with fewer and with more programs, which compiles nothing."""
+    """Ours with fewer and with more programs, which compiles nothing; only where their number is ours to set."""
+    if not _tunable(operation):
+        return
     for case in model_cases(run, operation)[:TUNED]:
         for mode in MODES:
             for factor in FACTORS:
@@ -74,10 +76,13 @@ def _is_ours_or(name: str, provider: str) -> bool:
 
 
 def _measure(run: Run, job: Job, only: Callable[[str], bool], rename: str = "") -> str:
-    problems = []
+    problems, found = [], []
     for row in measure(job, problems, only):
         run.write("kernels", **row | ({"provider": rename} if rename else {}))
+        found.append(row["provider"])
     ours = [problem for problem in problems if "OURS" in problem]
+    if run.backend not in found and not ours:
+        ours = [f"{run.backend} was not timed: the library would take {', '.join(found) or 'something else'}"]
     for problem in problems:
         if problem not in ours:
             run.write("left out", note=problem)
@@ -115,4 +120,4 @@ def _profile(run: Run, job: Job) -> None:
     step = partial(results, job.by(run.backend), leaves_of(tensors, upstream), upstream)
     for name, seconds in list(kernel_times(step).items())[:KERNELS]:
         where = {"operation": job.operation, "case": job.case.name, "mode": job.mode}
-        run.write("profile", **where, kernel=name[:60], us=round(1e6 * seconds, 1))
+        run.write("profile", **where, kernel=name[:160], us=round(1e6 * seconds, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -23,10 +24,12 @@ PHASES = tuple(phase for phase in WORK if phase != "machine")
 """Those that may be asked for; the machine is always noted first."""
 
 
-def main(phase: str, operation: str) -> None:
-    """Import what a phase needs, wait for the settings on the standard input, and work."""
+def main(phase: str, operation: str, ready: str) -> None:
+    """Import what a phase needs, say so by the file descriptor `ready`, wait for the settings, and work."""
     module, function = WORK[phase]
     work: Callable[[Run, str], None] = getattr(import_module(f"gpu.{module}"), function)
+    os.write(int(ready), b"1")
+    os.close(int(ready))
     settings = sys.stdin.readline()
     if settings:  # else the run ended before it was this phase's turn
         work(Run.from_json(settings), operation)
