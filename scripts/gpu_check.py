@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from gpu.conductor import Conductor
 from gpu.run import Run
 from gpu.summary import summarise, write_tables
 from gpu.worker import PHASES
-
 from zoo.config.catalog import shipped
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,12 +20,12 @@ from typing import Annotated
 import timm
 import torch
 import typer
-from measure import append, default_device, setting
 from rich.console import Console
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.utils import AverageMeter, accuracy
 
 import zoo
+from bench.measure import append, default_device, setting
 from zoo.weights import manifest
 from zoo.weights.download import sha256_of
 from zoo.weights.manifest import Checkpoint, checkpoints

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-if not Path("/dev/nvidiactl").exists():
+import torch
+
+if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 import pytest
-import torch
 
 import zoo
 from zoo.config.catalog import load_config

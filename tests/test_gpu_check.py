@@ -127,7 +127,7 @@ def test_units_of_work(tmp_path: Path) -> None:
 def test_a_process_ends_with_its_gpu_and_with_nothing_less(
     lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import measure
+    from bench import measure
 
     monkeypatch.setattr(measure, "gpu_is_lost", lambda: lost)
     with pytest.raises(SystemExit) if lost else nullcontext():
@@ -231,7 +231,7 @@ class StandIn:
 
 @pytest.mark.parametrize("captures", [True, False])
 def test_kernels_are_timed_without_their_host(captures: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import measure
+    from bench import measure
 
     cuda = StandIn(captures)
     monkeypatch.setattr(measure, "L2_BYTES", 16)

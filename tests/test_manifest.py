@@ -19,7 +19,7 @@ from zoo.weights.manifest import default_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text().splitlines()
-row = runpy.run_path(str(ROOT / "scripts" / "readme_table.py"))["row"]
+row = runpy.run_path(str(ROOT / "scripts" / "bench" / "readme_table.py"))["row"]
 
 
 def test_every_published_variant_has_a_checkpoint_and_no_other_has() -> None:
@@ -56,7 +56,7 @@ def test_counted_size_and_cost_are_the_published_ones(name: str) -> None:
         rel = 0.035 if info.family == "transnext" else 0.03  # its position biases cost less here: up to 1.5 % of all
         assert info.gmacs == pytest.approx(entry.gmacs, rel=rel)
     assert info.reductions == ((16,) * 4 if info.family == "nat_isotropic" else (4, 8, 16, 32))
-    assert row(info) in README, "run scripts/readme_table.py"
+    assert row(info) in README, "run `python scripts/bench tables`"
 
 
 def test_every_golden_is_of_a_published_variant_and_every_published_variant_has_one() -> None:

@@ -13,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import torch
-from aot import Target, at_the_door, precision_of, prepared
 from triton.backends.compiler import GPUTarget
 
+from bench.aot_compile import Target, at_the_door, precision_of, prepared
 from gpu.plan import cases_of, compile_plan
 from gpu.run import Run
 

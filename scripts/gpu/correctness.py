@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from kernel_bench import Job, Tensors, is_common, leaves_of, of_images, results
-from measure import why_it_waits
 
+from bench.kernel_runs import Job, Tensors, is_common, leaves_of, of_images, results
+from bench.measure import why_it_waits
 from gpu.plan import correctness_plan
 from gpu.run import Run
 

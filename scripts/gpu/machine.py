@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import triton
-from measure import copy_time, gpu_time, setting
 
+from bench.measure import copy_time, gpu_time, setting
 from gpu.run import Run
 from zoo.kernels import use_backend, window_attention
 

@@ -1,13 +1,13 @@
-"""Phase `models`: whole models, ours against timm's and against our own in plain PyTorch; see `bench_models.py`."""
+"""Phase `models`: whole models, ours against timm's and against our own in plain PyTorch; see `bench/models.py`."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from bench_models import from_timm, measure, own
 from torch import nn
 
+from bench.models import from_timm, measure, own
 from gpu.run import Run
 from zoo.kernels import use_backend
 

@@ -108,7 +108,7 @@ class Run:
 
 
 def _gpu_is_lost() -> bool:
-    from measure import gpu_is_lost  # and with it torch, which the processes that do no work go without
+    from bench.measure import gpu_is_lost  # and with it torch, which the processes that do no work go without
 
     return gpu_is_lost()
 

@@ -50,8 +50,8 @@ def write_tables(out: Path, folder: Path, on: str = "cuda") -> int:
 
     Rows of runs on such a device alone. The exit status: 2 if there are none, 1 if a file does not take them.
     """
-    from kernel_tables import write_markdown
-    from measure import append
+    from bench.kernel_tables import write_markdown
+    from bench.measure import append
 
     machines = {row["run"]: row for row in rows_of(out) if row["kind"] == "machine" and row.get("on") == on}
     rows = [row for row in rows_of(out) if row["run"] in machines]

@@ -1,4 +1,4 @@
-"""Phases `kernels`, `tune` and `peers`: how long an operation takes, by ours and by others; see `kernel_bench.py`."""
+"""Phases `kernels`, `tune` and `peers`: how long an operation takes, by ours and others; see `bench/kernel_runs.py`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
-from kernel_bench import MODES, OURS, Job, leaves_of, measure, results
-from measure import kernel_times
 
+from bench.kernel_runs import MODES, OURS, Job, leaves_of, measure, results
+from bench.measure import kernel_times
 from gpu.plan import model_cases
 from gpu.run import Run
 

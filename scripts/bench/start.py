@@ -1,6 +1,6 @@
 """Times how long `pretrained=True` takes with a warm cache, against timm with the same variant and weights.
 
-    python scripts/bench_start.py --csv benchmarks/start.csv
+    python scripts/bench start --csv benchmarks/start.csv
 
 No network is needed: weights are drawn, put into a cache of this script's own, and loaded from there by both, in turn,
 in one process. Imports are not counted.
@@ -16,12 +16,12 @@ from typing import Annotated
 import timm
 import typer
 from huggingface_hub import constants
-from measure import append, race, setting
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
 import zoo
+from bench.measure import append, race, setting
 from zoo.files import folder_of
 from zoo.weights.manifest import default_checkpoint
 
@@ -64,7 +64,3 @@ def prepared(name: str, folder: Path) -> dict:
         "zoo": lambda: zoo.create_model(name, pretrained=True),
         "timm": lambda: timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay),
     }
-
-
-if __name__ == "__main__":
-    typer.run(main)

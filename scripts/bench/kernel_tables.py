@@ -1,4 +1,4 @@
-"""How the rows of `bench_kernels.py` are shown: on the screen, in Markdown, as a picture."""
+"""How the rows of `kernels.py` are shown: on the screen, in Markdown, as a picture."""
 
 from __future__ import annotations
 

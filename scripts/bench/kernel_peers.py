@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
-from kernel_masks import FLEX, GATHERED, SDPA, Function
+
+from bench.kernel_masks import FLEX, GATHERED, SDPA, Function
 
 THREADS = 128
 """Of a block of swattention's kernels, as its authors call them."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 import triton
-from kernel_peers import Peer, peers
-from measure import GpuTime, bandwidth, copy_time, gpu_is_lost, gpu_time, peak_memory, race, setting
 
 import zoo.kernels
+from bench.kernel_peers import Peer, peers
+from bench.measure import GpuTime, bandwidth, copy_time, gpu_is_lost, gpu_time, peak_memory, race, setting
 from zoo.kernels import use_backend
 from zoo.kernels.backends import choose
 

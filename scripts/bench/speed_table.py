@@ -1,14 +1,11 @@
-"""Prints the README's table of whole models on a CPU: the last row of `benchmarks/models.csv` for each cell.
-
-python scripts/speed_table.py
-"""
+"""The README's table of whole models on a CPU: the last row of `benchmarks/models.csv` for each cell."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
-ROWS = Path(__file__).parents[1] / "benchmarks" / "models.csv"
+ROWS = Path(__file__).parents[2] / "benchmarks" / "models.csv"
 PEERS = ("published", "timm")
 BATCHES = ("1", "8")
 COLUMNS = (
@@ -24,7 +21,7 @@ COLUMNS = (
 Cells = dict[tuple[str, ...], dict[str, str]]
 
 
-def main() -> None:
+def show() -> None:
     """Print a line a model that was measured against published code or timm."""
     with ROWS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
@@ -51,7 +48,3 @@ def value(cells: Cells, model: str, peer: str, mode: str, kind: str, column: str
             ratio = float(other[column]) / float(own[column])
             texts.append(f"{ratio:.2f}x" if column == "median_ms" else f"{1 / ratio:.2f}x")
     return ", ".join(texts)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Times `zoo train` against timm's own training script, in turn, on the same images with the same model and settings.
 
-    python scripts/bench_training.py ../pytorch-image-models/train.py --csv benchmarks/training.csv
-    python scripts/bench_training.py ../pytorch-image-models/train.py --model maxvit_tiny_tf_224 --size 128 --rounds 5
+    python scripts/bench training ../pytorch-image-models/train.py --csv benchmarks/training.csv
+    python scripts/bench training ../pytorch-image-models/train.py --model maxvit_tiny_tf_224 --size 128 --rounds 5
 
 The script of timm's repository (https://github.com/huggingface/pytorch-image-models) is not in its package: check out
 the release that is installed. It trains timm's model, and the zoo's too, which tells the loop from the model. Images
@@ -24,13 +24,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
-import sklearn.datasets
 import timm
 import typer
-from measure import append, setting
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+
+from bench.measure import append, setting
 
 EPOCHS = 2
 WITH_ZOO = "import runpy, sys, zoo.timm_models; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -72,6 +72,8 @@ def main(
 
 def write_crops(root: Path, count: int, side: int) -> None:
     """`count` JPEG crops for training and 32 for validation, of two classes."""
+    import sklearn.datasets  # of an extra
+
     generator, folder = np.random.default_rng(0), Path(sklearn.datasets.__file__).parent / "images"
     for name in ("china", "flower"):
         picture = Image.open(folder / f"{name}.jpg")
@@ -127,7 +129,3 @@ def pipeline_rate(data: Path, size: int, batch: int, workers: int) -> float:
     start = time.perf_counter()
     count = sum(len(some.images) for order.epoch in (1, 2) for some in batches)
     return count / (time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    typer.run(main)

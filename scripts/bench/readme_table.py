@@ -1,7 +1,4 @@
-"""Writes the model table of README.md from the manifest and the counted sizes.
-
-python scripts/readme_table.py
-"""
+"""The model table of README.md, from the manifest and the counted sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import zoo
 from zoo.models.info import ModelInfo
 from zoo.weights.manifest import Checkpoint
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 OWN_LICENCE = "Apache-2.0"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 
@@ -51,10 +48,6 @@ def rendered(text: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-def main() -> None:
+def write() -> None:
     """Rewrite the table."""
     README.write_text(rendered(README.read_text()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Times two checkouts of this repository against each other, in turn, in one run: what a change costs or gains.
 
     git worktree add ../before HEAD~1
-    python scripts/bench_versions.py ../before --model nat_mini --mode eager --batch 1
+    python scripts/bench versions ../before --model nat_mini --mode eager --batch 1
 
 Each checkout runs in a process of its own. A ratio above 1 means that this one is faster.
 """
@@ -17,11 +17,12 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from measure import append, setting
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parents[1]
+from bench.measure import append, setting
+
+HERE = Path(__file__).resolve().parents[2]
 MODELS = ["davit_tiny", "maxvit_rmlp_pico_rw_256", "nat_mini", "biformer_tiny", "crossformer_tiny", "litv2_s",
           "transnext_micro"]  # fmt: skip
 MODES = ["eager", "training", "compiled"]
@@ -104,7 +105,3 @@ def race(checkouts: dict[str, Checkout], order: dict, budget: float) -> dict[str
         for who, checkout in checkouts.items():
             taken[who].append(checkout.seconds())
     return {who: median(values) for who, values in taken.items()}
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel of every operation for GPUs from T4 to B200, without one: does it fit?
 
-    python scripts/aot_report.py --csv benchmarks/aot.csv
-    python scripts/aot_report.py --operation window_attention --target sm_75 --case stage --details window.csv
+    python scripts/bench aot --csv benchmarks/aot.csv
+    python scripts/bench aot --operation window_attention --target sm_75 --case stage --details window.csv
 
 The launches of a forward and a backward pass of each case of a real variant, and of some awkward ones, are recorded and
 compiled as they would be at run time. Exit status 1 if a kernel does not compile, takes more shared memory than the GPU
@@ -25,13 +25,13 @@ from typing import Annotated
 import torch
 import triton
 import typer
-from aot import USAGE, Kernel, Target, compiled, recorded
-from measure import append
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import zoo
+from bench.aot_compile import USAGE, Kernel, Target, compiled, recorded
+from bench.measure import append
 
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float16", "bfloat16", "float32", "tf32"]
@@ -171,7 +171,3 @@ def show(totals: list[dict]) -> None:
 def listed(name: str) -> tuple[int, str]:
     """Sorts targets as they are listed."""
     return (TARGETS.index(name) if name in TARGETS else len(TARGETS), name)
-
-
-if __name__ == "__main__":
-    typer.run(main)

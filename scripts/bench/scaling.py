@@ -1,7 +1,7 @@
 """Time and memory of one forward pass against the size of the image: does the cost grow linearly with the pixels?
 
-    python scripts/bench_scaling.py --csv benchmarks/scaling.csv
-    python scripts/bench_scaling.py --model transnext_micro:fixed_pool_size=7 --size 224 --size 448
+    python scripts/bench scaling --csv benchmarks/scaling.csv
+    python scripts/bench scaling --model transnext_micro:fixed_pool_size=7 --size 224 --size 448
 
 The growth is the exponent p of cost ~ pixels ** p between the smallest and the largest size: 1 is linear.
 """
@@ -15,12 +15,12 @@ from typing import Annotated
 
 import torch
 import typer
-from bench_models import infer
-from measure import append, peak_memory, race, setting
 from rich.console import Console
 from rich.table import Table
 
 import zoo
+from bench.measure import append, peak_memory, race, setting
+from bench.models import infer
 
 MODELS = [
     "davit_tiny",
@@ -80,7 +80,3 @@ def growth(line: list[dict], key: str) -> float:
     """The exponent of pixels by which `key` grows from the smallest to the largest size."""
     first, last = line[0], line[-1]
     return math.log(last[key] / first[key]) / (2 * math.log(last["size"] / first["size"]))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,10 +1,10 @@
 """Times the operations of `zoo.kernels` against their specification, PyTorch's own attention and other kernels.
 
-    python scripts/bench_kernels.py                                     # every operation and case of a real variant
-    python scripts/bench_kernels.py --operation window_attention --case maxvit --dtype float16 --mode forward
-    python scripts/bench_kernels.py --csv benchmarks/kernels.csv --markdown benchmarks/kernels.md --plot kernels.png
+    python scripts/bench kernels                                     # every operation and case of a real variant
+    python scripts/bench kernels --operation window_attention --case maxvit --dtype float16 --mode forward
+    python scripts/bench kernels --csv benchmarks/kernels.csv --markdown benchmarks/kernels.md --plot kernels.png
 
-`kernel_bench.py` says how; on a GPU, `gpu_check.py` does the same in a budget of time. Exit status 1 if one of our own
+`kernel_runs.py` says how; on a GPU, `gpu_check.py` does the same in a budget of time. Exit status 1 if one of our own
 kernels fails or is wrong.
 """
 
@@ -17,9 +17,10 @@ from typing import Annotated
 
 import torch
 import typer
-from kernel_bench import MODES, Job, measure, with_kernels
-from kernel_tables import plot, show, write_markdown
-from measure import append, default_device
+
+from bench.kernel_runs import MODES, Job, measure, with_kernels
+from bench.kernel_tables import plot, show, write_markdown
+from bench.measure import append, default_device
 
 SIDES = (14, 28, 56, 112)
 """Maps of the plot, which shows the first case of each operation at these sizes."""
@@ -55,7 +56,7 @@ def main(
         if csv_file is not None and found:
             append(csv_file, found)
     if markdown is not None:
-        write_markdown(markdown, rows, Path(__file__).name)
+        write_markdown(markdown, rows, "bench kernels")
     if plot_file is not None:
         first = {job.operation: job for job in reversed(jobs) if job.mode == mode[0] and job.dtype == dtypes[0]}
         curves = {name: curve(job, problems) for name, job in first.items()}
@@ -81,7 +82,3 @@ def curve(job: Job, problems: list[str]) -> list[dict]:
         case = replace(job.case, name=f"{job.case.name} at {side}", shape=(side, side), **grown)
         rows += measure(replace(job, case=case), problems)
     return rows
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,8 +1,8 @@
 """Times whole models against the same models in other code: throughput and peak memory, forward passes and training.
 
-    python scripts/bench_models.py                              # davit_tiny and maxvit_tiny_tf_224, batch 1 and 8
-    python scripts/bench_models.py --model davit_base --batch 4 --mode eager --csv benchmarks/models.csv
-    python scripts/bench_models.py --model nat_tiny --peer ../published.py --pass forward --pass training
+    python scripts/bench models                              # davit_tiny and maxvit_tiny_tf_224, batch 1 and 8
+    python scripts/bench models --model davit_base --batch 4 --mode eager --csv benchmarks/models.csv
+    python scripts/bench models --model nat_tiny --peer ../published.py --pass forward --pass training
 
 Peers are timm, where it has a model of the name, and the files given as `--peer`: each defines `create_model(name)`, a
 module or None (or any exception) for a name it does not know, and is named by its stem. That is how published code that
@@ -24,13 +24,13 @@ from typing import Annotated
 import timm
 import torch
 import typer
-from measure import Call, append, default_device, peak_memory, race, setting
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
 import zoo
+from bench.measure import Call, append, default_device, peak_memory, race, setting
 
 Factory = Callable[[str], nn.Module | None]
 TIMM = frozenset(timm.list_models())
@@ -197,7 +197,3 @@ def works(call: Call, what: str) -> bool:
         warnings.warn(f"{what}: left out, {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
         return False
     return True
-
-
-if __name__ == "__main__":
-    typer.run(main)
