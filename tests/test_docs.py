@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.cbook
 import pytest
+import torch
 
 from tests.weights.server import Server, serving
 from tests.weights.test_pretrained import entry_of, packed, path_of
@@ -35,6 +36,8 @@ def hub() -> Iterator[Server]:
 def test_every_block_runs(page: Path, hub: Server, tmp_path: Path) -> None:
     if "```" not in page.read_text():
         return
+    if page.stem == "export" and not callable(torch.export.Dim.DYNAMIC):
+        pytest.skip("it exports for any size, which needs a newer PyTorch, as it says")
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as photo:
         (tmp_path / "photo.jpg").write_bytes(photo.read())
     (tmp_path / "outputs").mkdir()

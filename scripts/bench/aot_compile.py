@@ -139,7 +139,9 @@ def at_the_door(launch: Callable, generation: int, precision: str) -> Iterator[N
         for module in list(sys.modules.values())
         if getattr(module, "__name__", "").startswith("zoo.kernels")
         for name, value in vars(module).items()
-        if callable(value) and value in replaced
+        if callable(value)
+        and not isinstance(value, tl.constexpr)
+        and value in replaced  # those of Triton 3.3 have no hash
     ]
     for module, name, value in places:
         setattr(module, name, replaced[value])

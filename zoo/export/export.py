@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.fx.experimental import _config as symbolic
 
 from zoo.config.schema import Size, check
@@ -109,7 +110,7 @@ def capture(
     """The program of `export` in memory, and its dynamic axes with the least length of each.
 
     Raises:
-        ExportError: if the images are too small.
+        ExportError: if the images are too small, or PyTorch too old for dynamic sizes.
         ConfigError: if this is not a model of the zoo, or for a wrong size.
     """
     model = Named(fuse(model))
@@ -121,19 +122,18 @@ def capture(
             f"the images are {height} x {width} pixels: {backbone.config.name} with dynamic sizes needs at least "
             f"{shortest} a side, smaller ones a program of fixed size"
         )
+    if dynamic and not callable(Dim.DYNAMIC):
+        raise ExportError(
+            f"PyTorch {torch.__version__} makes wrong programs of some models for sizes that it does not know: take a "
+            "newer one, or a fixed size, dynamic=False or --static"
+        )
     parameter = next(backbone.parameters())
     images = parameter.new_zeros(2 if dynamic else 1, backbone.in_chans, height, width)
     least = {"batch": 1, "height": shortest, "width": shortest} if dynamic else {}
-    axes = {AXES[name]: _dynamic(low) for name, low in least.items()}
+    axes = {AXES[name]: Dim.DYNAMIC(min=low) for name, low in least.items()}
     # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
     with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # put there when it is imported
-        return torch.export.export(model, (images,), dynamic_shapes=(axes,)), least
-
-
-def _dynamic(least: int) -> object:
-    """A dynamic axis of at least so many entries, which PyTorch 2.7 finds out by itself."""
-    free = torch.export.Dim.DYNAMIC
-    return free(min=least) if callable(free) else free
+        return torch.export.export(model, (images,), dynamic_shapes=(axes,), strict=False), least
 
 
 def least_side(backbone: Backbone) -> int:

@@ -122,7 +122,7 @@ def _fitted(
     blueprint = on_meta(config, **settings)
     targets = shapes_of(config, blueprint)
     tensors, _ = convert_and_check(found.tensors, config.checkpoints, targets, adaptable(config), optional)
-    if any(value.is_meta for value in tensors.values()) and torch.get_default_device().type != "meta":
+    if any(value.is_meta for value in tensors.values()) and not torch.empty(0).is_meta:
         raise CheckpointError("the checkpoint is on the meta device, which holds no numbers: load one with values")
     nonfinite(tensors)
     classifier = tensors.get(f"{CLASSIFIER}.weight")
@@ -162,7 +162,7 @@ def _take(blueprint: Backbone, tensors: StateDict) -> None:
 
     Stages that a pyramid does without may stay on the meta device.
     """
-    own, device = blueprint.state_dict(), torch.get_default_device()
+    own, device = blueprint.state_dict(), torch.empty(0).device  # `get_default_device` of 2.7 fails without one
     taken = {
         name: _laid_out(tensors[name].to(device, value.dtype), value)
         for name, value in own.items()
