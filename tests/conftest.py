@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,6 +16,8 @@ import pytest
 
 import zoo
 from zoo.config.catalog import load_config
+from zoo.config.model import StageConfig
+from zoo.nn.backbone import Backbone
 
 VARIANTS = zoo.list_models()
 PUBLISHED = [name for name in VARIANTS if not name.startswith("hybrid_")]
@@ -31,6 +35,27 @@ SMALLEST = {
     "transnext": "transnext_micro",
 }
 """A quick variant of every family; `test_house.py` holds that no family is missing."""
+
+
+def _parts(*stages: StageConfig) -> set[str]:
+    """The registered parts that stages consist of."""
+    branches = {branch.part.type for stage in stages for block in stage.blocks for branch in block}
+    return branches | {stage.embed.type for stage in stages if stage.embed is not None}
+
+
+def _bringing_parts(whole: Iterable[tuple[Any, Iterable[StageConfig]]]) -> list[Any]:
+    """Of named groups of stages those that have a part which the ones before them lack."""
+    known: set[str] = set()
+    chosen = []
+    for name, stages in whole:
+        if not _parts(*stages) <= known:
+            known |= _parts(*stages)
+            chosen.append(name)
+    return chosen
+
+
+COVERING = _bringing_parts((family, load_config(name).stages) for family, name in sorted(SMALLEST.items()))
+"""Families that together have every part."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +88,17 @@ def cut(name: str) -> dict[str, int]:
     """Settings that leave a variant a block or two a stage."""
     depths = [len(stage.blocks) for stage in load_config(name).stages]
     return {f"stages.{i}.depth": min(depth, 2 - i % 2) for i, depth in enumerate(depths)}
+
+
+@pytest.fixture(params=COVERING)
+def each_part(request: pytest.FixtureRequest) -> torch.nn.Module:
+    """Two or three blocks that have every part of a family, for what takes long and depends on the parts alone."""
+    config = load_config(SMALLEST[request.param])
+    chosen = _bringing_parts((stage, [stage]) for stage in config.stages)
+    chosen = chosen if len(chosen) > 1 else [*chosen, config.stages[-1]]
+    stages = tuple(replace(stage, blocks=stage.blocks[: 2 - i]) for i, stage in enumerate(chosen[:2]))
+    stages += tuple(replace(stage, blocks=stage.blocks[:1]) for stage in chosen[2:])
+    return Backbone(replace(config, stages=stages, level_norm=config.level_norm[: len(stages)]), num_classes=10).eval()
 
 
 @pytest.fixture

@@ -207,12 +207,12 @@ def test_other_feature_wrappers_of_timm_say_what_to_use(wrapper: str) -> None:
         zoo.create_model("davit_tiny", features_only=True, feature_cls=wrapper)
 
 
-def test_tracing_by_default(model: nn.Module) -> None:
+def test_tracing_by_default(each_part: nn.Module) -> None:
     with torch.no_grad():
-        traced = torch.jit.trace(model, IMAGES)
-        assert close(traced(IMAGES), model(IMAGES))
+        traced = torch.jit.trace(each_part, IMAGES)
+        assert close(traced(IMAGES), each_part(IMAGES))
         other = golden.images(2, 64, 96, 1)
-        assert close(traced(other), model(other))
+        assert close(traced(other), each_part(other))
 
 
 def test_per_sample_gradients_by_vmap_are_those_of_each_sample(small: str) -> None:

@@ -54,6 +54,7 @@ LARGE = {
     *("nat_tiny stage 0", "nat_tiny stage 1", "dinat_tiny stage 0", "dinat_base stage 1"),
     *("dinat_large_384_11x11 stage 2", "maxvit_tiny_tf_512 stage 1 grid", "maxvit_tiny_tf_224 stage 0 window"),
     *("maxvit_tiny_tf_224 stage 0 grid", "davit_tiny stage 0", "biformer_tiny stage 0", "transnext_micro stage 0"),
+    *("biformer_base stage 0", "transnext_base stage 0"),
 }
 """Like later stages and awkward cases but on a larger map, which the interpreter takes half a minute and more for."""
 
@@ -128,7 +129,7 @@ def test_triton_equals_the_reference(operation: str, case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "case"), AWKWARD if DEVICE == "cpu" else CASES, ids=_name)
+@pytest.mark.parametrize(("operation", "case"), AWKWARD[1::2] if DEVICE == "cpu" else CASES, ids=_name)
 def test_triton_in_float16(operation: str, case) -> None:
     with use_backend("triton"):
         _assert_close(operation, case, torch.float16, "triton")
