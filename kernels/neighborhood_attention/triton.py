@@ -91,7 +91,7 @@ def _forward(
             for chunk in range(0, CHUNKS):
                 for part in tl.static_range(0, BLOCKS, HELD):
                     logits, rows_of_k = (), ()
-                    for block in tl.static_range(part, min(part + HELD, BLOCKS)):
+                    for block in tl.static_range(part, part + HELD if part + HELD < BLOCKS else BLOCKS):
                         index = chunk * BLOCKS + block
                         key_y, key_x, _ = box_steps(index * 16, rows, columns, 16)
                         at = (key_y * (dilation_y * k_y) + key_x * (dilation_x * k_x)) + (step * k_b + right * k_x)

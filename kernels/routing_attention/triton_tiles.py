@@ -224,7 +224,7 @@ def _log_choices(
     """
     fit: tl.constexpr = OTHER // TOKENS if OTHER > TOKENS else 1
     parts: tl.constexpr = (TOKENS + OTHER - 1) // OTHER
-    slots: tl.constexpr = max(16, triton.next_power_of_2(fit))
+    slots: tl.constexpr = triton.next_power_of_2(fit) if fit > 16 else 16
     slot = tl.arange(0, slots)
     row = (region + tl.zeros([OWN], tl.int32)) * columns
     logs = tl.load(table + row[:, None] + (tile // parts * fit + slot)[None, :], mask=exists[:, None], other=0.0)

@@ -78,11 +78,11 @@ def read_table(
 @triton.jit
 def pairs_of(words, dtype: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):
     """The OWN x OTHER pairs that `read_table` has read, of a table of `dtype`, as float32."""
-    if words.dtype == tl.int32 and dtype == tl.bfloat16:
-        low, high = (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
-        words = tl.join(low, high)
-    elif words.dtype == tl.int32:
-        low, high = words.to(tl.int16).to(dtype, bitcast=True), (words >> 16).to(tl.int16).to(dtype, bitcast=True)
+    if words.dtype == tl.int32:
+        if dtype == tl.bfloat16:
+            low, high = (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
+        else:
+            low, high = words.to(tl.int16).to(dtype, bitcast=True), (words >> 16).to(tl.int16).to(dtype, bitcast=True)
         words = tl.join(low, high).to(tl.float32)
     pairs = tl.reshape(words, [2, OTHER // COLUMNS, OWN // ROWS, 8, 4, 4, 2])
     return tl.reshape(tl.permute(pairs, [2, 0, 3, 1, 5, 4, 6]), [OWN, OTHER])
