@@ -16,7 +16,7 @@ def exporting() -> bool:
     return _asked.value() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
-def packed(x: torch.Tensor) -> torch.Tensor:
+def contiguous_if_exporting(x: torch.Tensor) -> torch.Tensor:
     """`x`, contiguous where it is exported: whether another layout can be reshaped in place depends on the sizes."""
     return x.clone(memory_format=torch.contiguous_format) if exporting() else x
 

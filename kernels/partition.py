@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.exporting import packed
+from zoo.kernels.exporting import contiguous_if_exporting
 
 
 def partition(x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int]) -> torch.Tensor:
@@ -21,7 +21,7 @@ def partition(x: torch.Tensor, size: tuple[int, int], interval: tuple[int, int])
     batch, height, width, *rest = x.shape
     (h, w), (ih, iw) = size, interval
     x = x.reshape(batch, height // (h * ih), h, ih, width // (w * iw), w, iw, *rest)
-    x = packed(x.permute(0, 1, 3, 4, 6, 2, 5, *range(7, x.ndim)))
+    x = contiguous_if_exporting(x.permute(0, 1, 3, 4, 6, 2, 5, *range(7, x.ndim)))
     return x.flatten(5, 6).flatten(1, 4)
 
 
@@ -32,5 +32,5 @@ def unpartition(
     batch, _, _, *rest = x.shape
     (h, w), (ih, iw), (height, width) = size, interval, shape
     x = x.reshape(batch, height // (h * ih), ih, width // (w * iw), iw, h, w, *rest)
-    x = packed(x.permute(0, 1, 5, 2, 3, 6, 4, *range(7, x.ndim)))
+    x = contiguous_if_exporting(x.permute(0, 1, 5, 2, 3, 6, 4, *range(7, x.ndim)))
     return x.reshape(batch, height, width, *rest)

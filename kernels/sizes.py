@@ -9,7 +9,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
-from zoo.kernels.exporting import packed
+from zoo.kernels.exporting import contiguous_if_exporting
 
 _DYNAMO_IS_MUTE = TorchVersion(torch.__version__) < "2.8"
 
@@ -38,7 +38,7 @@ def ceil_div(length: int, step: int) -> int:
 
 def crop_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The top left (B, height, width, ...) of (B, H, W, ...); unlike a slice, exactly so for symbolic sizes."""
-    return packed(x.narrow(1, 0, height).narrow(2, 0, width))
+    return contiguous_if_exporting(x.narrow(1, 0, height).narrow(2, 0, width))
 
 
 def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from tests.conftest import SMALLEST
 from zoo.cli.main import app
 from zoo.config.catalog import load_config
 from zoo.export import ExportError, deployment, export
-from zoo.export.export import capture, least_side
+from zoo.export.export import capture, min_side
 from zoo.export.runtimes import FORMATS, output_names
 from zoo.nn.backbone import Backbone
 
@@ -118,7 +118,7 @@ def test_ahead_of_time(tmp_path: Path) -> None:
 
 def test_every_variant_knows_its_least_side() -> None:
     with torch.device("meta"):
-        sides = {name: least_side(Backbone(load_config(name))) for name in zoo.list_models()}
+        sides = {name: min_side(Backbone(load_config(name))) for name in zoo.list_models()}
     assert sides["crossformer_tiny"] == sides["crossformer_pp_huge"] == 224
     assert sides["dinat_isotropic_small"] == 32
     assert {side for name, side in sides.items() if not name.startswith("crossformer")} == {32, 64}
@@ -131,8 +131,8 @@ def test_groups_of_crossformer_at_the_least_side() -> None:
     with torch.no_grad():
         expected = model(images)
         for module in model.modules():
-            if hasattr(module, "least_side"):
-                module.least_side = min(module.size) + 1
+            if hasattr(module, "min_side"):
+                module.min_side = min(module.size) + 1
         torch.testing.assert_close(model(images), expected)
 
 

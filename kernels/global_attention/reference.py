@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.exporting import exporting, packed
+from zoo.kernels.exporting import contiguous_if_exporting, exporting
 from zoo.kernels.transforms import scaled_dot_product_attention
 
 
@@ -18,4 +18,4 @@ def global_attention(
     if mask is not None and exporting():
         mask = mask.expand(q.shape[0], -1, -1, -1)  # else an exported program is for batches other than 1
     out = scaled_dot_product_attention(q, k, v, mask, scale)
-    return packed(out.transpose(1, 2)).unflatten(1, (height, width))
+    return contiguous_if_exporting(out.transpose(1, 2)).unflatten(1, (height, width))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.exporting import packed
+from zoo.kernels.exporting import contiguous_if_exporting
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.sizes import crop_map, pad_to_multiple
 from zoo.kernels.transforms import scaled_dot_product_attention
@@ -23,7 +23,7 @@ def routing_attention(
     k, v = (t[image, routes.flatten(1)].unflatten(1, (regions, topk)).flatten(2, 3) for t in (k, v))
     q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in (q, k, v))  # (B * regions, heads, tokens, head_dim)
     out = scaled_dot_product_attention(q, k, v, scale=scale)
-    out = packed(out.transpose(1, 2)).unflatten(0, (batch, regions))
+    out = contiguous_if_exporting(out.transpose(1, 2)).unflatten(0, (batch, regions))
     return crop_map(unpartition(out, region, (1, 1), filled), height, width)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.exporting import packed
+from zoo.kernels.exporting import contiguous_if_exporting
 from zoo.kernels.partition import partition, unpartition
 from zoo.kernels.sizes import ceil_div, crop_map, pad_map, statically_true
 from zoo.kernels.transforms import scaled_dot_product_attention
@@ -32,7 +32,7 @@ def window_attention(
         mask = padding if mask is None else padding + mask
         mask = mask.repeat(batch, 1, 1, 1)
     out = scaled_dot_product_attention(q, k, v, mask, scale)
-    out = packed(out.transpose(1, 2)).unflatten(0, (batch, groups))
+    out = contiguous_if_exporting(out.transpose(1, 2)).unflatten(0, (batch, groups))
     return crop_map(unpartition(out, size, interval, whole), height, width)
 
 

@@ -225,7 +225,7 @@ def _tap(case, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, to
     return inside, (down * case.size + right).clamp(0, case.size**2 - 1)
 
 
-def _behind_softmax(case, v: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
+def _after_softmax(case, v: torch.Tensor, extra: torch.Tensor) -> torch.Tensor:
     """What `extra` adds: a sum over the window, beyond what attention kernels can express."""
     (height, width), radius = case.shape, case.size // 2
     wide = F.pad(v, (0, 0, 0, 0, *(radius,) * 4))
@@ -249,7 +249,7 @@ def _flex_aggregated(case, batch: int, device: str) -> Function:
 
         keys, values = (torch.cat([_heads_first(a), _heads_first(b)], 2) for a, b in ((k, pooled_k), (v, pooled_v)))
         out = attention(_heads_first(q), keys, values, score_mod=biased, block_mask=mask, scale=1.0)
-        return _map(out, case.shape) + _behind_softmax(case, v, extra)
+        return _map(out, case.shape) + _after_softmax(case, v, extra)
 
     return call
 
@@ -266,7 +266,7 @@ def _sdpa_aggregated(case, batch: int, device: str) -> Function | None:
         keys, values = (torch.cat([_heads_first(a), _heads_first(b)], 2) for a, b in ((k, pooled_k), (v, pooled_v)))
         mask = torch.cat([near, pooled_bias], 2)[None]
         out = F.scaled_dot_product_attention(_heads_first(q), keys, values, attn_mask=mask, scale=1.0)
-        return _map(out, case.shape) + _behind_softmax(case, v, extra)
+        return _map(out, case.shape) + _after_softmax(case, v, extra)
 
     return call
 

@@ -18,7 +18,7 @@ from tests.training.conftest import COLOURS, write_images
 from zoo.config.catalog import CONFIG_DIR
 from zoo.errors import ConfigError
 from zoo.training.data.classes import describe, read_list
-from zoo.training.data.loading import NOTHING, TrainingOrder, ValidationOrder
+from zoo.training.data.loading import NO_IMAGE, TrainingOrder, ValidationOrder
 from zoo.training.data.splits import Split, class_names, open_splits, open_validation
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe
@@ -240,5 +240,5 @@ def test_orders() -> None:
     halves = [list(TrainingOrder(10, 4, 0, rank, 2)) for rank in (0, 1)]
     assert [p for pair in zip(*halves, strict=True) for batch in pair for _, p in batch] == first
     own = [[p for batch in ValidationOrder(7, 3, rank, 2) for _, p in batch] for rank in (0, 1)]
-    assert sorted(own[0] + own[1]) == [NOTHING, *range(7)]
+    assert sorted(own[0] + own[1]) == [NO_IMAGE, *range(7)]
     assert len(own[0]) == len(own[1])

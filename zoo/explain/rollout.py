@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from zoo.errors import ConfigError
-from zoo.explain.watch import Watched, check_point, chosen_branches, spread, watch, weights
+from zoo.explain.watch import Watched, check_point, chosen_branches, unpool, watch, weights
 from zoo.kernels.sizes import pad_map
 from zoo.models.load import backbone_of
 from zoo.vision.images import as_input
@@ -56,7 +56,7 @@ def rollout(model: nn.Module, image: Image.Image, point: tuple[int, int] | None 
     reached[layers[-1].position(point)] = 1
     for layer in reversed(layers):
         if reached.shape != layer.shape:
-            reached = spread(reached, layer.shape)
+            reached = unpool(reached, layer.shape)
         reached = (reached + _attended(layer, reached)) / 2
     return Rollout(image, point, reached.cpu(), layers[0].stride)
 
@@ -72,6 +72,6 @@ def _attended(layer: Watched, queries: torch.Tensor) -> torch.Tensor:
         asked = pad_map(queries[None], *extended).expand(heads, -1, -1)
         parts = weights(call, asked, **({} if extra is None else {"extra": torch.zeros_like(extra)}))
         for part in parts.values():
-            keys = spread(part.float().sum(0), extended)
+            keys = unpool(part.float().sum(0), extended)
             found += keys[: queries.shape[0], : queries.shape[1]]
     return found * (queries.sum() / found.sum())

@@ -184,7 +184,7 @@ def _exact(value: object) -> object:
     return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
 
-def spread(coarse: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def unpool(coarse: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """A map (h, w) over the positions of a finer one: each spreads evenly over those that average pooling gives it."""
     with torch.enable_grad():
         fine = coarse.new_zeros(1, 1, *shape).requires_grad_()

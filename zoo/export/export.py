@@ -116,7 +116,7 @@ def capture(
     model = Named(fuse(model))
     backbone = backbone_of(model)
     height, width = backbone.config.img_size if size is None else check(size, Size, Where("size"))
-    shortest = least_side(backbone)
+    shortest = min_side(backbone)
     if dynamic and min(height, width) < shortest:
         raise ExportError(
             f"the images are {height} x {width} pixels: {backbone.config.name} with dynamic sizes needs at least "
@@ -136,10 +136,10 @@ def capture(
         return torch.export.export(model, (images,), dynamic_shapes=(axes,), strict=False), least
 
 
-def least_side(backbone: Backbone) -> int:
+def min_side(backbone: Backbone) -> int:
     """The side of an image, in pixels, from which every map has two positions a side and every rule is the same."""
     least = 1
     for stage, reduction in zip(backbone.stages, backbone.reductions, strict=False):
-        positions = max(2, *(getattr(module, "least_side", 1) for module in stage.modules()))
+        positions = max(2, *(getattr(module, "min_side", 1) for module in stage.modules()))
         least = max(least, positions * reduction)
     return least

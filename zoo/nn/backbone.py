@@ -21,7 +21,7 @@ from zoo.nn.dilate import dilate
 from zoo.nn.head import Head
 from zoo.nn.init import SCHEMES, initialise
 from zoo.nn.layers.norm import build_norm, norm_maps
-from zoo.nn.masked import apart
+from zoo.nn.masked import run_per_image
 
 
 class Backbone(nn.Module):
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Images (B, in_chans, H, W) of any size to logits (B, num_classes); `mask` as in `forward_intermediates`."""
         if mask is not None:
-            return apart(lambda images: [self.forward(images)], x, mask, self._strides([self.levels[-1]]))[0]
+            return run_per_image(lambda images: [self.forward(images)], x, mask, self._strides([self.levels[-1]]))[0]
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
             found = self._maps(x, take, count, norm)
         else:
             strides = self._strides([*sorted(set(take)), count - 1])
-            found = apart(lambda images: self._maps(images, take, count, norm), x, mask, strides)
+            found = run_per_image(lambda images: self._maps(images, take, count, norm), x, mask, strides)
         *maps, last = found if output_fmt == "NCHW" else [y.permute(0, 2, 3, 1) for y in found]
         return maps if intermediates_only else (last, maps)
 

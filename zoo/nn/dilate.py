@@ -43,7 +43,7 @@ def dilate(config: ModelConfig, strides: Sequence[int], output_stride: int) -> M
 
 
 def _dilated_stage(config: ModelConfig, stage: StageConfig, kept: bool, before: int, after: int) -> StageConfig:
-    """The stage on a map that is `before` times finer than the original's, and `after` times behind its embed."""
+    """The stage on a map that is `before` times finer than the original's, and `after` times from its embed on."""
 
     def branch_of(branch: BranchConfig) -> BranchConfig:
         return replace(branch, part=_dilated_part(config, BRANCHES, branch.part, after))

@@ -18,7 +18,7 @@ from zoo.kernels.sizes import pad_to_least, pad_to_multiple
 from zoo.nn.layers import cpu
 from zoo.nn.layers.activations import ACTIVATIONS, Act
 from zoo.nn.layers.conv import convolve, least_padding
-from zoo.nn.layers.norm import apply_norm, build_norm, fold_behind
+from zoo.nn.layers.norm import apply_norm, build_norm, fold_after
 from zoo.nn.parts import Embed
 from zoo.nn.registry import EMBEDS
 
@@ -113,7 +113,7 @@ class ConvEmbed(Embed):
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
         pairs = zip(self.convs, self.norms, strict=True)
-        self.norms = nn.ModuleList([fold_behind(cast(nn.Conv2d, conv), norm) for conv, norm in pairs])
+        self.norms = nn.ModuleList([fold_after(cast(nn.Conv2d, conv), norm) for conv, norm in pairs])
 
 
 @EMBEDS.register("cross_scale")
@@ -235,7 +235,7 @@ class DeformEmbed(Embed):
 
     def fold(self) -> None:
         """Put a batch norm into the convolution before it."""
-        self.norm = fold_behind(cast(nn.Conv2d, self.conv), self.norm)  # whose weights it has
+        self.norm = fold_after(cast(nn.Conv2d, self.conv), self.norm)  # whose weights it has
 
 
 def input_convolutions(embed: Part | None) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def image_sizes(mask: torch.Tensor, images: torch.Tensor) -> list[tuple[int, int
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
-def apart(
+def run_per_image(
     run: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     images: torch.Tensor,
     mask: torch.Tensor,

@@ -16,7 +16,7 @@ from zoo.errors import ConfigError
 from zoo.files import write_text
 from zoo.training.claim import RECIPE, check_claim, claimed
 from zoo.training.data.augmentation import left_out
-from zoo.training.data.loading import NOTHING, Batch
+from zoo.training.data.loading import NO_IMAGE, Batch
 from zoo.training.evaluate import evaluate
 from zoo.training.interrupt import Interrupt
 from zoo.training.metrics import Metrics
@@ -149,7 +149,7 @@ class Run:
     def _step(self, batch: Batch) -> None:
         parts, progress = self.parts, self.progress
         self.problems.add(batch.notes)
-        if (batch.targets == NOTHING).any():
+        if (batch.targets == NO_IMAGE).any():
             self.problems.none_readable(f"{self.recipe.data}: none of the training images can be read")
         flag = _TOO_BAD if self.problems.too_many() else _STOP if self.interrupt.asked else _GO_ON
         parts.scheduler.step_update(progress.step)

@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
         model: images (B, 3, H, W) to logits; its mode is as before afterwards.
-        batches: of this process, with `NOTHING` where a batch is filled up.
+        batches: of this process, with `NO_IMAGE` where a batch is filled up.
         tta: average the probabilities of an image and of its mirror image.
         real: by position, the classes that ReaL allows.
 

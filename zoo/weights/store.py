@@ -55,22 +55,22 @@ def fetch(entry: Checkpoint) -> Path:
     return path
 
 
-def tensors_of(entry: Checkpoint, form: str, convert: Callable[[Tensors], Tensors]) -> dict[str, torch.Tensor]:
+def tensors_of(entry: Checkpoint, rules: str, convert: Callable[[Tensors], Tensors]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint under our names; fetched and converted the first time, kept for the next.
 
     Args:
-        form: stands for the rules of the conversion: what was converted by others is converted again.
+        rules: a digest of the rules of conversion: what was converted by others is converted again.
         convert: from published names to ours.
 
     Raises:
         CheckpointError: if the weights cannot be had, read or converted.
     """
     kept = Converted(folder_of(entry.id) / "model.safetensors")
-    found = kept.read(entry, form)
+    found = kept.read(entry, rules)
     if found is None:
         path = fetch(entry)
         found = dict(convert(read_checkpoint(path, use_ema=False)))
-        kept.write(found, entry, form, entry.sha256 or sha256_of(path))
+        kept.write(found, entry, rules, entry.sha256 or sha256_of(path))
     return found
 
 
@@ -85,11 +85,11 @@ class Converted:
         """Where its checksum, size and time stand."""
         return self.path.with_suffix(".json")
 
-    def read(self, entry: Checkpoint, form: str) -> dict[str, torch.Tensor] | None:
+    def read(self, entry: Checkpoint, rules: str) -> dict[str, torch.Tensor] | None:
         """The tensors; None if they are absent, damaged, or made otherwise or from another file than now expected."""
         try:
             about = self.about()
-            wanted = {"form": form, "zoo": __version__, "sha256": entry.sha256 or about.get("sha256")}
+            wanted = {"rules": rules, "zoo": __version__, "sha256": entry.sha256 or about.get("sha256")}
             if any(about.get(key) != value for key, value in wanted.items()) or not self.intact():
                 return None
             return load_file(self.path)
@@ -111,11 +111,11 @@ class Converted:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def write(self, tensors: Tensors, entry: Checkpoint, form: str, sha256: str) -> None:
+    def write(self, tensors: Tensors, entry: Checkpoint, rules: str, sha256: str) -> None:
         """Keep tensors; a full or read-only disk costs only the time to convert them again."""
         source = f"https://huggingface.co/{entry.hub}" if entry.host == "hub" else entry.sources[0]
         about = {"format": "pt", "variant": entry.variant, "checkpoint": entry.id, "source": source}
-        about |= {"sha256": sha256, "zoo": __version__, "form": form}
+        about |= {"sha256": sha256, "zoo": __version__, "rules": rules}
         with suppress(OSError, SafetensorError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):

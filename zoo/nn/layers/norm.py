@@ -71,7 +71,7 @@ def folded(layer: nn.Linear | nn.Conv2d, norm: FoldableNorm) -> tuple[torch.Tens
 
 
 @torch.no_grad()
-def fold_behind(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
+def fold_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
     """Put the batch norm after a convolution or linear layer into its weights; what is left of the norm."""
     if not is_foldable(norm):
         return norm

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zoo.config.schema import Count, Size
 from zoo.kernels import aggregated_attention
-from zoo.kernels.exporting import exporting, packed
+from zoo.kernels.exporting import contiguous_if_exporting, exporting
 from zoo.nn.layers import cpu
 from zoo.nn.layers.cosine import CosineQuery
 from zoo.nn.layers.heads import count_heads, split_heads
@@ -92,9 +92,9 @@ class AggregatedAttention(nn.Module):
         if exporting():  # no runtime has the other for sizes that are not known
             sides = zip(x.shape[1:3], pooled, strict=True)
             rows, columns = (pooling(*side, device=x.device).to(x.dtype) for side in sides)
-            x = F.linear(packed(x.permute(0, 2, 3, 1)), rows)  # (B, W, dim, h)
-            x = F.linear(packed(x.permute(0, 3, 2, 1)), columns)  # (B, h, dim, w)
-            return self.norm(packed(x.permute(0, 1, 3, 2)))
+            x = F.linear(contiguous_if_exporting(x.permute(0, 2, 3, 1)), rows)  # (B, W, dim, h)
+            x = F.linear(contiguous_if_exporting(x.permute(0, 3, 2, 1)), columns)  # (B, h, dim, w)
+            return self.norm(contiguous_if_exporting(x.permute(0, 1, 3, 2)))
         return self.norm(F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), pooled).permute(0, 2, 3, 1).contiguous())
 
 

@@ -13,7 +13,7 @@ from zoo.config.schema import Count, Positive
 from zoo.nn.layers import cpu
 from zoo.nn.layers.activations import ACTIVATIONS, Act
 from zoo.nn.layers.conv import depthwise, least_padding
-from zoo.nn.layers.norm import build_norm, fold_before, fold_behind
+from zoo.nn.layers.norm import build_norm, fold_after, fold_before
 from zoo.nn.registry import BRANCHES, SHORTCUTS
 
 
@@ -82,7 +82,7 @@ class MBConv(nn.Module):
 
     def fold(self) -> None:
         """Put batch norms into the convolutions before them."""
-        self.norm1, self.norm2 = fold_behind(self.conv1, self.norm1), fold_behind(self.conv2, self.norm2)
+        self.norm1, self.norm2 = fold_after(self.conv1, self.norm1), fold_after(self.conv2, self.norm2)
 
     def fold_input(self, norm: nn.Module) -> nn.Module:
         """Put the batch norm of the input into the first convolution; what is left of the norm."""

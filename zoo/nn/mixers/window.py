@@ -33,7 +33,7 @@ class WindowAttention(nn.Module):
 
     Attributes:
         labels: what `zoo.explain` calls the keys of an operation.
-        least_side: from this shorter side of a map on, the groups are those of every larger map.
+        min_side: from this shorter side of a map on, the groups are those of every larger map.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
         self.size, self.interval, self.pad, self.shrink = size, interval, pad, shrink
         label = {1: "short distance" if shrink else "window", "grid": "grid"}.get(interval, "long distance")
         self.labels = {"window_attention": label}
-        self.least_side = min(size) + (interval != 1) if shrink else 1
+        self.min_side = min(size) + (interval != 1) if shrink else 1
         self.heads, self.head_dim = count_heads(dim, head_dim), head_dim
         self.qkv = nn.Linear(dim, 3 * dim)
         self.pos_bias: PositionBias | None = None
@@ -77,7 +77,7 @@ class WindowAttention(nn.Module):
 
     def _groups(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Size and interval of the groups on a map."""
-        if self.shrink and (height < self.least_side or width < self.least_side):
+        if self.shrink and (height < self.min_side or width < self.min_side):
             return (min(height, width),) * 2, (1, 1)
         if self.interval == "grid":
             return self.size, (ceil_div(height, self.size[0]), ceil_div(width, self.size[1]))

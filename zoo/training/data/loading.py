@@ -16,7 +16,7 @@ from zoo.training.data.splits import Split
 from zoo.training.randomness import drawn_from, mix
 from zoo.vision.images import ImageError, decode
 
-NOTHING = -1
+NO_IMAGE = -1
 """Stands for an image that is none: it fills up a batch and is not counted."""
 
 
@@ -29,7 +29,7 @@ class Note(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W), their classes (B) and positions (B), both `NOTHING` where there is none, and notes."""
+    """Images (B, C, H, W), their classes (B) and positions (B), both `NO_IMAGE` where there is none, and notes."""
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -43,7 +43,7 @@ class ImageSet(Dataset):
     Args:
         shape: (C, H, W) of a transformed image.
         seed: of augmentation, with epoch and position; None for a transform without chance, for which an image that
-            cannot be read is `NOTHING`. In training the next one that can takes its place.
+            cannot be read is `NO_IMAGE`. In training the next one that can takes its place.
     """
 
     def __init__(self, split: Split, transform: Any, shape: tuple[int, int, int], seed: int | None = None) -> None:
@@ -52,13 +52,13 @@ class ImageSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int, list[Note]]:
         epoch, position = key
         notes: list[Note] = []
-        tries = 0 if position == NOTHING else 1 if self.seed is None else len(self.split)
+        tries = 0 if position == NO_IMAGE else 1 if self.seed is None else len(self.split)
         for place in (position + i for i in range(tries)):
             place %= len(self.split)
             with drawn_from(self.seed or 0, epoch, position):
                 if (pixels := self._pixels(place, notes)) is not None:
                     return pixels, int(self.split.targets[place]), place, notes
-        return torch.zeros(self.shape), NOTHING, NOTHING, notes
+        return torch.zeros(self.shape), NO_IMAGE, NO_IMAGE, notes
 
     def _pixels(self, place: int, notes: list[Note]) -> torch.Tensor | None:
         """The transformed image; None, with a note, if there is none to be had."""
@@ -117,7 +117,7 @@ class ValidationOrder(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         own = list(range(self.rank, self.count, self.world))
-        own += [NOTHING] * (-(-self.count // self.world) - len(own))
+        own += [NO_IMAGE] * (-(-self.count // self.world) - len(own))
         for start in range(0, len(own), self.batch_size):
             yield [(0, position) for position in own[start : start + self.batch_size]]
 
