@@ -18,6 +18,8 @@ from zoo.kernels.transforms import transformed
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
+WIDEST_EXACT_HEAD = 64
+"""The same in float32 where a program has 64 KiB of shared memory: before Ampere, and on AMD's GPUs."""
 
 _forced: Switch[str | None] = Switch("backend", None)
 
@@ -102,7 +104,7 @@ def _fastest(q: torch.Tensor) -> tuple[str, str]:
     if q.shape[-1] > WIDEST_HEAD:
         return "reference", f"the kernels take heads of at most {WIDEST_HEAD} channels, not {q.shape[-1]}"
     if q.device.type == "cuda":
-        missing = _why_no_triton(q.device)
+        missing = _why_no_triton(q.device) or _too_wide(q)
         return ("reference", missing) if missing else ("triton", f"{q.dtype} on a GPU")
     if q.device.type == "cpu":
         missing = native.why_not()
@@ -118,3 +120,16 @@ def _why_no_triton(device: torch.device) -> str:
     if capability(device) < 75:
         return "the kernels need a GPU of compute capability 7.5 or later"
     return ""
+
+
+def _too_wide(q: torch.Tensor) -> str:
+    """The reason why heads that fit other GPUs do not fit this one; empty if they do."""
+    if q.dtype != torch.float32 or q.shape[-1] <= WIDEST_EXACT_HEAD or not _has_little_memory(q.device):
+        return ""
+    return f"this GPU has the memory for float32 heads of at most {WIDEST_EXACT_HEAD} channels, not {q.shape[-1]}"
+
+
+@torch.compiler.assume_constant_result
+def _has_little_memory(device: torch.device) -> bool:
+    """Whether a program has 64 KiB of shared memory."""
+    return capability(device) < 80 or bool(torch.version.hip)

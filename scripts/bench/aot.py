@@ -32,6 +32,7 @@ from rich.table import Table
 import zoo
 from bench.aot_compile import USAGE, Kernel, Target, compiled, recorded
 from bench.measure import append
+from zoo.kernels.backends import WIDEST_EXACT_HEAD
 
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float16", "bfloat16", "float32", "tf32"]
@@ -53,7 +54,9 @@ def main(
     dtype: Annotated[list[str], typer.Option(help="float16, float32; bfloat16, tf32: not on sm_75.")] = DTYPES,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended, one a kernel and target.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Rows are appended, by operation and target.")
+    ] = None,
     details: Annotated[Path | None, typer.Option(help="CSV file to which every variant is appended.")] = None,
 ) -> None:
     """Print registers, spills and shared memory of every kernel on every target."""
@@ -66,9 +69,8 @@ def main(
         except Exception as error:  # the other operations are still of interest
             broken.append(f"does not run: {name}: {type(error).__name__}: {error}")
     rows = compile_all(wanted, jobs)
-    totals = summary(rows)
-    show(totals)
-    for path, found in ((csv_file, totals), (details, rows)):
+    show(summary(rows, "kernel"))
+    for path, found in ((csv_file, summary(rows, "operation")), (details, rows)):
         if path is not None and found:
             append(path, found)
     for row in rows:
@@ -96,6 +98,8 @@ def variants(operation: str, part: str, targets: list[str], dtypes: list[str], b
         for dtype in dtypes:
             aims = [aim for aim in map(Target, targets) if dtype not in FROM_AMPERE or aim.name != "sm_75"]
             aims = [aim for aim in aims if dtype != "tf32" or aim.cuda]
+            wide = dtype == "float32" and case.head_dim > WIDEST_EXACT_HEAD
+            aims = [aim for aim in aims if not wide or (aim.cuda and aim.generation >= 80)]
             launches = recorded(operation, case, dtype, [aim.generation for aim in aims], batch)
             for aim in aims:
                 for kernel in dict.fromkeys(launches[aim.generation]):
@@ -144,12 +148,12 @@ def row_of(operation: str, kernel: Kernel, target: Target, dtype: str, cases: li
     }
 
 
-def summary(rows: list[dict]) -> list[dict]:
-    """A row for each kernel and target: the most that its variants take."""
+def summary(rows: list[dict], by: str) -> list[dict]:
+    """A row for each kernel, or operation, and target: the most that its variants take, and how many have problems."""
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
-        groups[row["kernel"], row["target"]].append(row)
-    common = ("date", "device", "python", "torch", "triton", "zoo", "operation", "kernel", "target", "limit")
+        groups[row[by], row["target"]].append(row)
+    common = ("date", "torch", "triton", "zoo", by, "target", "limit")
     return [
         {name: group[0][name] for name in common}
         | {"variants": len(group), "problems": sum(bool(row["problem"]) for row in group)}

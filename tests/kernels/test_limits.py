@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from zoo.kernels import explain_backend
+from zoo.kernels import backends, explain_backend
 
 Q = torch.zeros(1, 4, 4, 1, 8)
 LARGE = {
@@ -28,3 +29,18 @@ def test_limits_are_explained(operation: str) -> None:
 def test_every_operation_with_cpp_states_its_limit() -> None:
     for operation in LARGE:
         assert callable(import_module(f"zoo.kernels.{operation}.native").limit)
+
+
+@pytest.mark.parametrize(("generation", "hip", "fits"), [(75, None, False), (80, None, True), (90, "6.2", False)])
+def test_float32_heads_that_do_not_fit_into_a_gpu(
+    generation: int, hip: str | None, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "capability", lambda device: generation)
+    monkeypatch.setattr(torch.version, "hip", hip)
+
+    def chosen(dtype: torch.dtype, channels: int) -> str:
+        q = SimpleNamespace(dtype=dtype, shape=(1, 4, 4, 1, channels), device=torch.device("cuda"))
+        return backends._fastest(q)[0]
+
+    assert chosen(torch.float32, 64) == chosen(torch.bfloat16, 128) == "triton"
+    assert chosen(torch.float32, 72) == ("triton" if fits else "reference")
