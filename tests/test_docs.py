@@ -13,6 +13,7 @@ import matplotlib.cbook
 import pytest
 import torch
 
+from tests.homes import new_home
 from tests.weights.server import Server, serving
 from tests.weights.test_pretrained import entry_of, packed, path_of
 
@@ -41,7 +42,7 @@ def test_every_block_runs(page: Path, hub: Server, tmp_path: Path) -> None:
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as photo:
         (tmp_path / "photo.jpg").write_bytes(photo.read())
     (tmp_path / "outputs").mkdir()
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "ZOO_HOME": str(tmp_path / "zoo")}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "ZOO_HOME": new_home(tmp_path / "zoo")}
     environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     command = [sys.executable, "-m", "tests.docs_page", str(page)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -18,6 +18,7 @@ import zoo
 import zoo.models.publish
 import zoo.timm_models
 from tests.golden import Golden
+from tests.homes import new_home
 from zoo.cli.main import app
 from zoo.models import recognise
 from zoo.weights import store
@@ -31,7 +32,7 @@ RECORD = Golden(NAME)
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOO_HOME", new_home(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "home"
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from tests.golden import Golden
+from tests.homes import new_home
 from tests.weights.server import Fault, Server, serving
 from zoo.weights.manifest import Checkpoint, checkpoints
 
@@ -113,7 +114,7 @@ def run(home: Path, server: Server, names: list[str], *flags: str, **environment
 
 def begin(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> subprocess.Popen:
     own = {"HF_ENDPOINT": server.url, "ZOO_MIRROR": server.url}
-    own |= {"HF_HOME": str(home / "hf"), "ZOO_HOME": str(home / "zoo")}
+    own |= {"HF_HOME": str(home / "hf"), "ZOO_HOME": new_home(home / "zoo")}
     command = [sys.executable, "-c", SCRIPT, json.dumps({name: RECORDS[name] for name in names}), *flags]
     everything = {**os.environ, **own, **environment}
     return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
