@@ -51,7 +51,8 @@ def run(command: list[str]) -> None:
         assert set(wanted) <= set(metadata("vision-zoo").get_all("Provides-Extra")), command
     else:
         assert program in ("bash", "python"), f"nobody runs {program}"
-        assert (ROOT / arguments[0]).is_file(), command
+        script = ROOT / arguments[0]
+        assert script.is_file() or (script / "__main__.py").is_file(), command
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def test_exported_files_say_what_they_are(tmp_path: Path) -> None:
 
 def test_an_older_pytorch_exports_fixed_sizes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.create_model(SMALL, **QUICK).eval()
-    monkeypatch.setattr("zoo.export.export.Dim", torch.export.Dim if not OF_ANY_SIZE else SimpleNamespace(DYNAMIC=0))
+    module = sys.modules[capture.__module__]
+    monkeypatch.setattr(module, "Dim", SimpleNamespace(DYNAMIC=0) if OF_ANY_SIZE else torch.export.Dim)
     with pytest.raises(ExportError, match="take a newer one, or a fixed size, dynamic=False or --static"):
         capture(model, 64)
     assert capture(model, 64, dynamic=False)[1] == {}

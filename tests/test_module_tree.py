@@ -148,21 +148,21 @@ def test_settings_of_layers_count(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("network", [DynamicBias(2, 16), PooledBias(2, (7, 7), None)])
 def test_kept_tables_follow_the_weights_and_who_changes_the_layers(network: nn.Module) -> None:
-    sizes = ((3, 4),) if isinstance(network, DynamicBias) else ((4, 6), (2, 3))
     like = torch.empty(0)
+    sizes = ((3, 4), like) if isinstance(network, DynamicBias) else ((4, 6), (2, 3), like, (2, 3))
     with torch.no_grad():
-        first = network(*sizes, like)
-        assert torch.equal(network(*sizes, like), first)
+        first = network(*sizes)
+        assert torch.equal(network(*sizes), first)
         assert not any(torch.is_tensor(value) for value in vars(network).values())
         parameter = next(network.parameters())
         parameter.data = parameter.data * 2
-        changed = network(*sizes, like)
+        changed = network(*sizes)
         assert not torch.equal(changed, first)
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         handle = last.register_forward_hook(lambda module, inputs, output: output + 1)
-        torch.testing.assert_close(network(*sizes, like), changed + 1)
+        torch.testing.assert_close(network(*sizes), changed + 1)
         handle.remove()
-        assert torch.equal(network(*sizes, like), changed)
+        assert torch.equal(network(*sizes), changed)
 
 
 def test_use_leaves_nothing_in_a_pickle(model: nn.Module) -> None:

@@ -54,9 +54,7 @@ def main(
     dtype: Annotated[list[str], typer.Option(help="float16, float32; bfloat16, tf32: not on sm_75.")] = DTYPES,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = 2,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="Rows are appended, by operation and target.")
-    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended, by operation and target.")] = None,
     details: Annotated[Path | None, typer.Option(help="CSV file to which every variant is appended.")] = None,
 ) -> None:
     """Print registers, spills and shared memory of every kernel on every target."""

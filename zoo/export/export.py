@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from os import PathLike
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 from torch.fx.experimental import _config as symbolic
+from torch.torch_version import TorchVersion
 
 from zoo.config.schema import Size, check
 from zoo.errors import Where
@@ -43,6 +45,11 @@ class Exported:
     bytes: int
     outputs: tuple[str, ...]
     least: dict[str, int]
+
+
+_NEEDLESS = re.compile(r"% 2\) != 0$|^L\['images'\]\.size\(\)\[0\] != 1$")
+"""Conditions that PyTorch before 2.14 puts on a program because an operator has asked which of two equal answers holds:
+that a side of the image is odd, that the batch is not one."""
 
 
 class Named(nn.Module):
@@ -133,7 +140,10 @@ def capture(
     axes = {AXES[name]: Dim.DYNAMIC(min=low) for name, low in least.items()}
     # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
     with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # put there when it is imported
-        return torch.export.export(model, (images,), dynamic_shapes=(axes,), strict=False), least
+        program = torch.export.export(model, (images,), dynamic_shapes=(axes,), strict=False)
+    if TorchVersion(torch.__version__) < "2.14" and hasattr(program, "_guards_code"):
+        program._guards_code = [guard for guard in program._guards_code if not _NEEDLESS.search(guard)]
+    return program, least
 
 
 def min_side(backbone: Backbone) -> int:
