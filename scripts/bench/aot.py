@@ -37,6 +37,8 @@ from zoo.kernels.backends import WIDEST_EXACT_HEAD
 TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float16", "bfloat16", "float32", "tf32"]
 FROM_AMPERE = ("bfloat16", "tf32")
+LITTLE = 65536
+"""Bytes of shared memory that are too few for float32 heads of more than `WIDEST_EXACT_HEAD` channels."""
 AWKWARD_CASES = 3
 """How many of the awkward cases of an operation are compiled, the widest heads first."""
 MOST = ("registers", "spills", "shared", "instructions")
@@ -97,7 +99,7 @@ def variants(operation: str, part: str, targets: list[str], dtypes: list[str], b
             aims = [aim for aim in map(Target, targets) if dtype not in FROM_AMPERE or aim.name != "sm_75"]
             aims = [aim for aim in aims if dtype != "tf32" or aim.cuda]
             wide = dtype == "float32" and case.head_dim > WIDEST_EXACT_HEAD
-            aims = [aim for aim in aims if not wide or (aim.cuda and aim.generation >= 80)]
+            aims = [aim for aim in aims if not wide or aim.shared > LITTLE]
             launches = recorded(operation, case, dtype, [aim.generation for aim in aims], batch)
             for aim in aims:
                 for kernel in dict.fromkeys(launches[aim.generation]):

@@ -9,6 +9,7 @@ name, or None where it cannot express the case.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 from torch.nn import functional as F
@@ -120,7 +121,7 @@ def _sdpa_neighborhood(case, batch: int, device: str) -> Function | None:
 
 def _in_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """SDPA on no more sequences at once than a grid of its kernels has blocks."""
-    masks = [None] * len(q) if mask is None else mask.split(MOST_SEQUENCES)
+    masks = repeat(None) if mask is None else mask.split(MOST_SEQUENCES)
     pieces = zip(*(t.split(MOST_SEQUENCES) for t in (q, k, v)), masks, strict=False)
     return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=some) for *qkv, some in pieces])
 

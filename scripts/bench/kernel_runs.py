@@ -69,7 +69,7 @@ def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda 
     upstream = torch.randn_like(tensors["q"]) if job.mode == "training" else None
     truth, least = specified(job, tensors, upstream), moved(tensors, upstream)
     steps, errors = {}, {}
-    for name, make in providers(job, only).items():
+    for name, make in providers(job, tensors["q"], only).items():
         with _noted(job, name, problems):
             peer = make()
             if peer is None:
@@ -104,9 +104,9 @@ def with_kernels() -> list[str]:
     return sorted(path.parent.name for path in Path(zoo.kernels.__file__).parent.glob("*/operator.py"))
 
 
-def providers(job: Job, only: Callable[[str], bool]) -> dict[str, Callable[[], Peer | None]]:
+def providers(job: Job, q: torch.Tensor, only: Callable[[str], bool]) -> dict[str, Callable[[], Peer | None]]:
     """What makes ours, the specification eager and compiled, and the peers: those of whose names `only` holds."""
-    backend = choose(job.case.tensors(1, dtype=job.dtype, device=job.device)["q"])
+    backend = choose(q)
     own = [] if backend == "reference" else [backend]
     found = {name: partial(Peer, name, job.by(name)) for name in (*own, "reference")}
     found["reference compiled"] = lambda: Peer("reference compiled", job.by("reference", compiled=True))

@@ -90,7 +90,6 @@ class Conductor:
         if not steps:
             return
         steps.insert(0, Step("machine", self.run.left(), ["all"]))
-        self._load(steps[0])
         ends: dict[str, float] = {}
         try:
             for i, step in enumerate(steps):

@@ -53,8 +53,9 @@ def write_tables(out: Path, folder: Path, on: str = "cuda") -> int:
     from bench.kernel_tables import write_markdown
     from bench.measure import append
 
-    machines = {row["run"]: row for row in rows_of(out) if row["kind"] == "machine" and row.get("on") == on}
-    rows = [row for row in rows_of(out) if row["run"] in machines]
+    rows = rows_of(out)
+    machines = {row["run"]: row for row in rows if row["kind"] == "machine" and row.get("on") == on}
+    rows = [row for row in rows if row["run"] in machines]
     if not rows:
         print(f"{out}: has no rows of a run on {on}")
         return NOTHING_DONE
