@@ -96,8 +96,9 @@ def each_part(request: pytest.FixtureRequest) -> torch.nn.Module:
     config = load_config(SMALLEST[request.param])
     chosen = _bringing_parts((stage, [stage]) for stage in config.stages)
     chosen = chosen if len(chosen) > 1 else [*chosen, config.stages[-1]]
-    stages = tuple(replace(stage, blocks=stage.blocks[: 2 - i]) for i, stage in enumerate(chosen[:2]))
-    stages += tuple(replace(stage, blocks=stage.blocks[:1]) for stage in chosen[2:])
+    first = chosen[0].blocks
+    stages = (replace(chosen[0], blocks=first[: 2 if first[1:2] != first[:1] else 1]),)
+    stages += tuple(replace(stage, blocks=stage.blocks[:1]) for stage in chosen[1:])
     return Backbone(replace(config, stages=stages, level_norm=config.level_norm[: len(stages)]), num_classes=10).eval()
 
 

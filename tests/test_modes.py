@@ -37,13 +37,13 @@ def test_compiles_as_one_graph(each_part: torch.nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_training_gives_the_same_gradients(shallow: torch.nn.Module) -> None:
+def test_compiled_training_gives_the_same_gradients(each_part: torch.nn.Module) -> None:
     torch.compiler.reset()
     gradients = []
-    for run in (shallow, torch.compile(shallow, fullgraph=True, dynamic=False, backend="aot_eager")):
-        shallow.zero_grad()
+    for run in (each_part, torch.compile(each_part, fullgraph=True, dynamic=False, backend="aot_eager")):
+        each_part.zero_grad()
         run(IMAGES).square().sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in shallow.parameters()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in each_part.parameters()]))
     assert close(gradients[1], gradients[0], 1e-2)
 
 

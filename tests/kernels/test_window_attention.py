@@ -114,11 +114,12 @@ LAUNCHES = (
     (Case("long groups without tensor cores", (9, 9), 1, 16, (9, 9)), SINGLE),
 )
 """A case of each way in which Triton kernels are launched."""
+PROGRAMS = (*((*launch, 1) for launch in LAUNCHES), *((*launch, 6) for launch in LAUNCHES[1::3]))
+"""One program goes through everything; of a few cases six, which do not divide it."""
 KERNELS = ("packed", "packed_backward", "cut", "cut_queries", "cut_keys", "cut_bias")
 
 
-@pytest.mark.parametrize(("case", "dtype"), LAUNCHES, ids=_name)
-@pytest.mark.parametrize("programs", [1, 6])
+@pytest.mark.parametrize(("case", "dtype", "programs"), PROGRAMS, ids=_name)
 def test_a_program_goes_through_places_and_images(
     case: Case, dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load, save
 
+import zoo
+import zoo.timm_models
 from tests.golden import Golden
 from tests.homes import new_home
 from tests.weights.server import Fault, Server, serving
@@ -34,25 +38,41 @@ RECORDS = {
 }
 """A published checkpoint of each family, and the golden whose published keys it is served in."""
 
+ONE = ["nat_mini.in1k"]
+DIRECT = ["dinat_s_tiny.in1k"]
+THROUGH_TIMM = [*ONE, *DIRECT, "davit_tiny.msft_in1k", "maxvit_rmlp_pico_rw_256.sw_in1k"]
+
+Errors = dict[str, float | str]
+
 SCRIPT = """
-import json, sys, torch, zoo, timm, zoo.timm_models
-from tests.golden import Golden
-errors = {}
-for name, record in json.loads(sys.argv[1]).items():
-    golden = Golden(record)
-    make = (lambda: timm.create_model(f"zoo_{name}", pretrained=True)) if "--timm" in sys.argv else None
-    try:
-        model = (make or (lambda: zoo.create_model(name, pretrained=True)))().eval()
-    except zoo.CheckpointError as error:
-        errors[name] = str(error)
-        continue
-    assert "state_dict" not in model.pretrained_cfg
-    with torch.inference_mode():
-        found = model(golden.images())
-    published = torch.from_numpy(golden.arrays["logits"])
-    errors[name] = float((found[:, : published.shape[1]] - published).abs().max() / golden.arrays["logits_std"])
-print(json.dumps(errors))
+import json, sys
+from tests.weights.test_pretrained import errors
+print(json.dumps(errors(json.loads(sys.argv[1]), "--timm" in sys.argv)))
 """
+
+
+def errors(names: list[str], through_timm: bool = False) -> Errors:
+    """The error of each model's logits, or why it could not be made."""
+    found: Errors = {}
+    for name in names:
+        golden = Golden(RECORDS[name])
+        make, prefix = (timm.create_model, "zoo_") if through_timm else (zoo.create_model, "")
+        try:
+            model = make(f"{prefix}{name}", pretrained=True).eval()
+        except zoo.CheckpointError as error:
+            found[name] = str(error)
+            continue
+        assert "state_dict" not in model.pretrained_cfg
+        with torch.inference_mode():
+            logits = model(golden.images())
+        published = torch.from_numpy(golden.arrays["logits"])
+        difference = (logits[:, : published.shape[1]] - published).abs().max()
+        found[name] = difference.item() / golden.arrays["logits_std"].item()
+    return found
+
+
+def right(found: Errors) -> bool:
+    return all(isinstance(error, float) and error < 3e-5 for error in found.values())
 
 
 PUBLISH = """
@@ -87,37 +107,46 @@ def path_of(entry: Checkpoint) -> str:
     return f"/{entry.hub}/resolve/main/{entry.file}" if entry.host == "hub" else f"/{entry.id}/{entry.file}"
 
 
+def files(names: Iterable[str]) -> dict[str, bytes]:
+    return {path_of(entry_of(name)): packed(RECORDS[name], entry_of(name)) for name in names}
+
+
 @pytest.fixture(scope="module")
-def files() -> dict[str, bytes]:
-    return {path_of(entry_of(name)): packed(record, entry_of(name)) for name, record in RECORDS.items()}
+def two() -> dict[str, bytes]:
+    return files([*ONE, *DIRECT])
 
 
 @pytest.fixture
-def server(files: dict[str, bytes]) -> Iterator[Server]:
+def server(two: dict[str, bytes]) -> Iterator[Server]:
     with serving() as found:
-        found.files |= files
+        found.files |= two
         yield found
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home; this process has the server for the Hub and all hosts."""
+    monkeypatch.setenv("ZOO_HOME", new_home(tmp_path / "zoo"))
+    monkeypatch.setenv("ZOO_MIRROR", server.url)
+    hub = {"ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hf" / "hub")}
+    hub["HUGGINGFACE_CO_URL_TEMPLATE"] = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in hub.items():
+        monkeypatch.setattr(constants, name, value)
     return tmp_path
 
 
-def run(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> dict[str, float | str]:
-    """The error of each model's logits, or why it could not be made; in a process of its own."""
-    process = begin(home, server, names, *flags, **environment)
+def begin(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> subprocess.Popen:
+    """The errors in a process of its own, which has the server from its environment."""
+    own = {"HF_ENDPOINT": server.url, "ZOO_MIRROR": server.url, "HF_HOME": str(home / "hf")}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(names), *flags]
+    everything = {**os.environ, **own, **environment}
+    return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> Errors:
     output, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
     return json.loads(output.splitlines()[-1])
-
-
-def begin(home: Path, server: Server, names: list[str], *flags: str, **environment: str) -> subprocess.Popen:
-    own = {"HF_ENDPOINT": server.url, "ZOO_MIRROR": server.url}
-    own |= {"HF_HOME": str(home / "hf"), "ZOO_HOME": new_home(home / "zoo")}
-    command = [sys.executable, "-c", SCRIPT, json.dumps({name: RECORDS[name] for name in names}), *flags]
-    everything = {**os.environ, **own, **environment}
-    return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_repository_that_publish_made_loads_with_zoo_and_timm(home: Path, server: Server) -> None:
@@ -130,67 +159,57 @@ def test_a_repository_that_publish_made_loads_with_zoo_and_timm(home: Path, serv
     assert ("POST", "/api/repos/create", "Bearer hf_secret") in server.seen
 
 
-def right(errors: dict[str, float | str]) -> bool:
-    return all(isinstance(error, float) and error < 3e-5 for error in errors.values())
-
-
-ONE = ["nat_mini.in1k"]
-DIRECT = ["dinat_s_tiny.in1k"]
-
-
 @pytest.mark.slow
 def test_every_family_arrives_and_needs_no_network_afterwards(home: Path, server: Server) -> None:
-    errors = run(home, server, list(RECORDS))
-    assert right(errors), errors
+    server.files |= files(RECORDS.keys() - {*ONE, *DIRECT})
+    found = finish(begin(home, server, list(RECORDS)))
+    assert right(found), found
     asked = len(server.seen)
-    errors = run(home, server, [*ONE, *DIRECT])
-    assert right(errors), errors
+    assert right(errors([*ONE, *DIRECT]))
     assert len(server.seen) == asked, server.seen[asked:]
-    errors = run(home, server, list(RECORDS), "--timm", HF_HUB_OFFLINE="1")
-    assert right(errors), errors
+    found = finish(begin(home, server, THROUGH_TIMM, "--timm", HF_HUB_OFFLINE="1"))
+    assert right(found), found
     assert len(server.seen) == asked
 
 
 def test_what_is_not_here_is_not_fetched_offline(home: Path, server: Server) -> None:
-    errors = run(home, server, [*ONE, *DIRECT], HF_HUB_OFFLINE="1")
-    assert all("is not" in str(error) for error in errors.values()), errors
+    found = finish(begin(home, server, [*ONE, *DIRECT], HF_HUB_OFFLINE="1"))
+    assert all("is not" in str(error) for error in found.values()), found
     assert not server.seen
 
 
 def test_a_hub_without_the_file_and_one_that_refuses(home: Path, server: Server) -> None:
     entry = entry_of(ONE[0])
     content = server.files.pop(path_of(entry))
-    assert "has no file" in run(home, server, ONE)[ONE[0]]
+    assert "has no file" in str(errors(ONE)[ONE[0]])
     server.files[path_of(entry)] = content
     server.faults[path_of(entry)] = [Fault(status=403)] * 9
-    assert "cannot be" in run(home, server, ONE)[ONE[0]]
+    assert "cannot be" in str(errors(ONE)[ONE[0]])
     server.faults.clear()
-    assert right(run(home, server, ONE))
+    assert right(errors(ONE))
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("name", [*ONE, *DIRECT])
-def test_interruptions_on_the_way_change_nothing(home: Path, server: Server, name: str) -> None:
+def test_interruptions_on_the_way_change_nothing(server: Server, name: str) -> None:
     path = path_of(entry_of(name))
     server.faults[path] = [Fault(), Fault(keep=0.3), Fault(keep=0.6), Fault(status=429, headers={"Retry-After": "0"})]
-    assert right(run(home, server, [name]))
+    assert right(errors([name]))
 
 
 def test_two_processes_at_once(home: Path, server: Server) -> None:
-    processes = [begin(home, server, [*ONE, *DIRECT]) for _ in range(2)]
-    for process in processes:
-        output, complaint = process.communicate(timeout=300)
-        assert process.returncode == 0, complaint
-        assert right(json.loads(output.splitlines()[-1]))
+    for process in [begin(home, server, [*ONE, *DIRECT]) for _ in range(2)]:
+        assert right(finish(process))
 
 
 def test_a_damaged_file_in_the_cache_is_not_used(home: Path, server: Server) -> None:
-    assert right(run(home, server, DIRECT))
+    assert right(errors(DIRECT))
     kept = home / "zoo" / "weights" / DIRECT[0] / "model.safetensors"
     content, asked = kept.read_bytes(), len(server.seen)
     tensors = load(content)
     for damage in (content[: len(content) // 2], content[:-4] + b"\x00\x00\x80\x7f", b""):
         kept.write_bytes(damage)
-        assert right(run(home, server, DIRECT))
+        assert right(errors(DIRECT))
         assert all(torch.equal(value, tensors[name]) for name, value in load(kept.read_bytes()).items())
     assert {path.name for path in kept.parent.iterdir() if path.suffix != ".lock"} == {
         "model.safetensors",
@@ -200,6 +219,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(home: Path, server: Server) -> 
     assert len(server.seen) == asked
 
 
-def test_a_checkpoint_of_another_model_is_refused(home: Path, server: Server) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_checkpoint_of_another_model_is_refused(server: Server) -> None:
     server.files[path_of(entry_of(DIRECT[0]))] = packed("nat_mini", entry_of(DIRECT[0]))
-    assert "does not fit" in run(home, server, DIRECT)[DIRECT[0]]
+    assert "does not fit" in str(errors(DIRECT)[DIRECT[0]])
