@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import zoo.nn.backbone
-from tests.conftest import SMALLEST
-from zoo.config.catalog import CONFIG_DIR, family_of, load_config, shipped
+from zoo.config.catalog import CONFIG_DIR, load_config, shipped
 from zoo.config.model import NORMS
 from zoo.nn.init import SCHEMES
 from zoo.nn.layers.activations import ACTIVATIONS
@@ -192,12 +191,6 @@ def test_every_option_of_a_part_is_used_or_is_its_default() -> None:
                 if parameter.kind is parameter.KEYWORD_ONLY and not re.search(rf"\b{parameter.name}:", configs):
                     unused.add(f"{cls.__name__}.{parameter.name}")
     assert not unused
-
-
-def test_every_family_has_a_quick_variant() -> None:
-    assert {family_of(name) for name in shipped()} == set(SMALLEST)
-    for family, name in SMALLEST.items():
-        assert family_of(name) == family
 
 
 def test_public_functions_have_docstrings() -> None:

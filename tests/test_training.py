@@ -5,9 +5,6 @@ How weights are drawn is in `test_initialisation.py`.
 
 from __future__ import annotations
 
-import fnmatch
-import re
-
 import pytest
 import torch
 from timm.optim import param_groups_layer_decay
@@ -16,38 +13,13 @@ from torch import nn
 
 import zoo
 from tests import golden
-from tests.conftest import PUBLISHED, SMALLEST
+from tests.conftest import SMALLEST
 from zoo.config.catalog import load_config
 from zoo.nn.backbone import Backbone
 from zoo.nn.layers.drop_path import DropPath
 from zoo.nn.layers.position_bias import MlpBias
 
-RATES = {  # of stochastic depth, and who trained with it
-    0.0: "maxvit_*",
-    0.1: "davit_tiny davit_small davit_base nat_isotropic_small dinat_isotropic_small vitrpb_small biformer_tiny "
-    "biformer_base biformer_stl biformer_stl_nchw crossformer_tiny",
-    0.15: "biformer_small transnext_micro transnext_micro_AAAA_256",
-    0.2: "nat_mini nat_tiny dinat_mini dinat_tiny dinat_s_tiny crossformer_small crossformer_pp_small litv2_s "
-    "litv2_s_alpha0_0 litv2_s_alpha0_2 litv2_s_alpha0_4 litv2_s_alpha0_5 litv2_s_alpha0_7 litv2_s_alpha0_9 "
-    "litv2_s_alpha1_0",
-    0.25: "transnext_tiny",
-    0.3: "nat_small dinat_small dinat_s_small crossformer_base crossformer_pp_base litv2_m",
-    0.35: "dinat_large dinat_large_384 dinat_large_384_11x11 dinat_s_large dinat_s_large_384",
-    0.4: "nat_isotropic_base dinat_isotropic_base vitrpb_base",
-    0.45: "transnext_small",
-    0.5: "nat_base dinat_base dinat_s_base crossformer_large crossformer_pp_large crossformer_pp_huge litv2_b "
-    "litv2_b_384",
-    0.6: "transnext_base",
-    0.7: "transnext_small_384",
-    0.8: "transnext_base_384",
-}
 NEVER_DROPPED = {"cpe", "cpe1", "cpe2", "cool"}
-UNDECAYED = {  # patterns of the names that a family's recipe keeps from weight decay, besides vectors
-    **dict.fromkeys(["nat", "dinat", "dinat_s", "nat_isotropic"], r"\.attn\.fn\.pos_bias\.table$"),
-    "maxvit": r"\.pos_bias\.",
-    "transnext": r"\.fn\.(query\.embedding|query\.temperature|local_bias|cpb\.fc[12]\.(weight|bias))$",
-    **dict.fromkeys(["davit", "biformer", "crossformer", "litv2"], None),
-}
 
 
 def empty(name: str, **options: float) -> Backbone:
@@ -64,12 +36,6 @@ def assert_rises_linearly(model: Backbone, last: float) -> None:
         assert rates == {name: pytest.approx(0 if name in NEVER_DROPPED else expected) for name in rates}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_stochastic_depth_is_the_published_one(name: str) -> None:
-    (rate,) = (rate for rate, names in RATES.items() if any(fnmatch.fnmatchcase(name, n) for n in names.split()))
-    assert load_config(name).drop_path_rate == rate
-
-
 def test_stochastic_depth_rises_linearly_over_all_blocks(small: str) -> None:
     assert_rises_linearly(empty(small, drop_path_rate=0.3), 0.3)
 
@@ -80,15 +46,6 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     assert all(len(sample.unique()) == 1 for sample in out[:50])
     assert torch.equal(layer.eval()(out), out)
-
-
-@pytest.mark.parametrize("family", UNDECAYED)
-def test_no_weight_decay_names(family: str) -> None:
-    pattern = UNDECAYED[family]
-    model = empty(SMALLEST[family])
-    expected = {n for n, _ in model.named_parameters() if pattern and re.search(pattern, n)}
-    assert model.no_weight_decay() == expected
-    assert bool(expected) == (pattern is not None)
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.7])

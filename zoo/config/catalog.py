@@ -65,16 +65,23 @@ _read_shipped = cache(read_yaml)
 @cache
 def shipped() -> dict[str, Path]:
     """Every shipped variant and the file that defines it, sorted by name."""
-    found = {}
-    for path in sorted(CONFIG_DIR.glob("*.yaml")):
-        for name in check_mapping(_read_shipped(path).get("variants"), Where(str(path), ("variants",))):
-            found[name] = path
-    return dict(sorted(found.items()))
+    return dict(sorted((name, path) for path in CONFIG_DIR.glob("*.yaml") for name in _variants(path)))
+
+
+@cache
+def file_of(name: str) -> Path | None:
+    """The file that defines a shipped variant, found without reading those of other families; None if none does."""
+    paths = sorted(CONFIG_DIR.glob("*.yaml"), key=lambda path: not name.startswith(path.stem))
+    return next((path for path in paths if name in _variants(path)), None)
+
+
+def _variants(path: Path) -> dict[str, Any]:
+    return check_mapping(_read_shipped(path).get("variants"), Where(str(path), ("variants",)))
 
 
 def family_of(name: str) -> str:
     """The family of a shipped variant."""
-    return str(_read_shipped(shipped()[name]).get("family"))
+    return str(_read_shipped(_locate(name)[0]).get("family"))
 
 
 def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -89,7 +96,7 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> ModelC
         ConfigError: if there is no such variant or the configuration is not valid.
     """
     name = check(name, str, Where("model name"))
-    return _load(name, overrides) if overrides or name not in shipped() else _load_shipped(name)
+    return _load(name, overrides) if overrides or file_of(name) is None else _load_shipped(name)
 
 
 def _load(name: str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -124,9 +131,9 @@ def is_file(name: str) -> bool:
 def _locate(name: str) -> tuple[Path, str | None]:
     if match := _FILE.fullmatch(name):
         return Path(match[1]), match[2]
-    if name in shipped():
-        return shipped()[name], name
-    if (own := name.removeprefix("zoo_")) in shipped():
+    if path := file_of(name):
+        return path, name
+    if file_of(own := name.removeprefix("zoo_")):
         raise ConfigError(f"{name!r} is timm's name of a model of the zoo, which itself calls it {own!r}")
     raise Where("model name").unknown(name, shipped(), "model")
 
@@ -139,9 +146,9 @@ def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
     where = Where(str(path))
     tree = dict(_read_shipped(path) if path.parent == CONFIG_DIR else read_yaml(path))
     if (base := check(tree.pop("extends", None), str | None, where / "extends")) is not None:
-        if base not in shipped():
+        if (extended := file_of(base)) is None:
             raise (where / "extends").unknown(base, shipped(), "model")
-        tree = override(_resolve(shipped()[base], base)[0], tree, where)
+        tree = override(_resolve(extended, base)[0], tree, where)
     variants = check_mapping(tree.pop("variants", {}), where / "variants")
     if variant is None:
         if len(variants) > 1:

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from zoo.config.catalog import shipped
+from zoo.config.catalog import file_of
 from zoo.errors import ConfigError
 from zoo.kernels.sizes import ceil_div
 from zoo.models.load import may_lack
@@ -93,7 +93,7 @@ def build(
 def _description(resolved: Resolved) -> dict[str, Any]:
     """What timm wants to know of a model and of its weights, or of those that `pretrained=True` would bring."""
     config, entry = resolved.config, resolved.entry
-    if entry is None and config.source in shipped():
+    if entry is None and file_of(config.source):
         entry = default_checkpoint(config.source)
     about = default_cfg(config, entry) | {"architecture": PREFIX + config.name, "tag": entry and entry.tag}
     about |= {"input_size": (resolved.channels or 3, *config.img_size), **resolved.described}

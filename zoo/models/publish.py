@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from timm.models import save_for_hf
 from torch import nn
 
-from zoo.config.catalog import shipped
+from zoo.config.catalog import file_of
 from zoo.errors import CheckpointError, ConfigError
 from zoo.models.load import backbone_of
 from zoo.models.stored import FOLDER, HUB, is_place
@@ -36,7 +36,7 @@ def publish(model: nn.Module, target: str, entry: Checkpoint | None = None, priv
         CheckpointError: if the Hub refuses.
     """
     backbone = backbone_of(model)
-    if backbone.config.source not in shipped():
+    if file_of(backbone.config.source) is None:
         raise ConfigError(f"{backbone.config.source}: only shipped variants can be published, others have no name")
     place = target.removeprefix(HUB).removeprefix(FOLDER)
     if not is_place(target) or not place:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from zoo.config.catalog import load_config, shipped
+from zoo.config.catalog import file_of, load_config
 from zoo.config.model import ModelConfig
 from zoo.errors import CheckpointError
 from zoo.models import stored
@@ -99,7 +99,7 @@ def resolve(
             raise CheckpointError(f"{variant}: there is no published checkpoint of it; pass checkpoint=FILE")
         found = Found(published_tensors(entry))
     if found is None:
-        if overrides or variant not in shipped():
+        if overrides or file_of(variant) is None:
             on_meta(config, **settings)
         return Resolved(config, settings)
     spare = _spare(config, levels)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.config.catalog import is_file, load_config, shipped
+from zoo.config.catalog import file_of, is_file, load_config
 from zoo.config.model import ModelConfig
 from zoo.errors import ConfigError, Where
 from zoo.models.limits import on_meta
@@ -40,7 +40,7 @@ def split_tag(name: str) -> tuple[str, str | None]:
             f"{name!r} is a checkpoint that does not say which model it is of: name the model, and pass "
             f"checkpoint={name!r}"
         )
-    if tag and variant in shipped() and tag not in (entry.tag for entry in checkpoints_of(variant)):
+    if tag and file_of(variant) and tag not in (entry.tag for entry in checkpoints_of(variant)):
         raise Where(name).unknown(tag, (entry.tag for entry in checkpoints_of(variant)), "checkpoint")
     return variant, tag or None
 

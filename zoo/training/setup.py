@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
-from zoo.config.catalog import shipped, tree_of
+from zoo.config.catalog import file_of, tree_of
 from zoo.errors import ConfigError, Where
 from zoo.files import write_text
 from zoo.models.create import create_model
@@ -177,7 +177,7 @@ def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: 
     elif recipe.freeze:
         model.freeze(recipe.freeze)
     model.set_grad_checkpointing(recipe.grad_checkpointing)
-    if model.config.source in shipped():
+    if file_of(model.config.source):
         return model, model.config.source
     if accelerator.is_main_process:
         write_text(output / "model.yaml", yaml.safe_dump(tree_of(model.config.source), sort_keys=False))

@@ -17,7 +17,6 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from zoo.errors import CheckpointError
 
@@ -211,8 +210,11 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
 @contextmanager
 def _progress(name: str):
     """A function of bytes and total that shows them, on a terminal."""
-    columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True, disable=not os.isatty(2)) as progress:
+    from rich import progress as rich  # not while a model is made that needs no download
+
+    parts = rich.TextColumn(name), rich.BarColumn(), rich.DownloadColumn()
+    columns = *parts, rich.TransferSpeedColumn(), rich.TimeRemainingColumn()
+    with rich.Progress(*columns, transient=True, disable=not os.isatty(2)) as progress:
         task = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
