@@ -1,5 +1,6 @@
 # Sourced by the other scripts: the project's virtual environment, made when it is missing.
-# Defines $python, $zoo and install_zoo SPEC.
+# ZOO_VENV is its folder, .venv by default, and PYTHON what makes it.
+# Defines $python, $zoo and install_zoo SPEC [PIP_ARGUMENT ...].
 
 find_python() {
   for candidate in "${PYTHON:-}" python3 python; do
@@ -12,7 +13,7 @@ find_python() {
   return 1
 }
 
-venv=.venv
+venv=${ZOO_VENV:-.venv}
 if [ ! -e "$venv/bin/python" ] && [ ! -e "$venv/Scripts/python.exe" ]; then
   base=$(find_python)
   echo "Making $venv with $($base --version)"
@@ -25,5 +26,5 @@ zoo=$bin/zoo
 
 install_zoo() {
   echo "Installing (the first time downloads PyTorch, which takes a few minutes)"
-  "$python" -m pip install --quiet --disable-pip-version-check --editable "$1"
+  "$python" -m pip install --quiet --disable-pip-version-check --editable "$@"
 }
