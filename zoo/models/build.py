@@ -1,4 +1,4 @@
-"""Models out of what was resolved, described and wrapped by timm's builder, so that timm's tools find all they want."""
+"""Builds models from resolved names with timm's builder, so that timm's tools find what they need."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from torch import nn
 
 from zoo.config.catalog import file_of
 from zoo.errors import ConfigError
-from zoo.kernels.sizes import ceil_div
 from zoo.models.load import may_lack
 from zoo.models.resolve import Resolved, assemble
-from zoo.models.variants import LEVEL_NORMS, PREFIX, adaptable, default_cfg, first_convolution, with_channels
+from zoo.models.variants import (
+    LEVEL_NORMS,
+    PREFIX,
+    adaptable,
+    default_cfg,
+    first_convolution,
+    pool_size,
+    with_channels,
+)
 from zoo.nn.backbone import Backbone
 from zoo.weights.files import as_state_dict
 from zoo.weights.load import convert_and_check
@@ -26,7 +33,7 @@ from zoo.weights.manifest import default_checkpoint
 class FeaturePyramid(FeatureGetterNet):
     """timm's feature wrapper around a `Backbone`, which also takes the mask of a padded batch.
 
-    `feature_info` tells channels, reductions and modules of the maps.
+    `feature_info` gives channels, reductions and modules of the maps.
     """
 
     model: Backbone
@@ -36,7 +43,7 @@ class FeaturePyramid(FeatureGetterNet):
         """Images (B, in_chans, H, W) to one map (B, C, H / stride, W / stride) a level, fine to coarse.
 
         Args:
-            mask: (B, H, W), true where a pixel is of the image, as for `Backbone.forward_intermediates`.
+            mask: (B, H, W), true where a pixel belongs to the image, as for `Backbone.forward_intermediates`.
         """
         fmt: Literal["NCHW", "NHWC"] = "NHWC" if self.output_fmt == Format.NHWC else "NCHW"
         maps = self.model.forward_intermediates(
@@ -55,9 +62,9 @@ def build(
     """A model with its weights.
 
     Args:
-        pretrained: let timm load weights from where its description says.
+        pretrained: let timm load weights from the source in its description.
         pretrained_cfg: timm's description of the weights, or the tag of one; None for ours.
-        exportable: always run PyTorch's own operators alone.
+        exportable: always run only PyTorch's own operators.
         wrap: other arguments of timm's builder: `features_only`, `out_indices`, ...
 
     Raises:
@@ -80,11 +87,9 @@ def build(
         in_chans=backbone.in_chans,
         **wrap,
     )
-    reduction = backbone.feature_info[-1]["reduction"]
-    pool = tuple(ceil_div(side, reduction) for side in config.img_size)
     for about in (model.pretrained_cfg, backbone.pretrained_cfg):
         about.pop("state_dict", None)
-        about.update(first_conv=first_convolution(config), pool_size=pool)
+        about.update(first_conv=first_convolution(config), pool_size=pool_size(backbone))
     for stage in backbone.stages:
         stage.exportable = exportable or is_exportable()
     return model

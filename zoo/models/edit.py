@@ -1,4 +1,4 @@
-"""Models made from models: batch norms folded away for inference, position tables for another training size."""
+"""Models derived from models: batch norms folded for inference, position tables for another training size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from zoo.config.catalog import load_config
 from zoo.errors import CheckpointError, ConfigError
 from zoo.models.load import backbone_of
+from zoo.models.variants import pool_size
 from zoo.nn.backbone import Backbone
 from zoo.nn.parts import Foldable
 from zoo.weights.load import resized_table
@@ -20,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Do not train the first `stages` stages of a model, the stem with the first; 0 trains all of it again.
+    """Freeze the first `stages` stages of a model, including the stem; 0 unfreezes everything.
 
     Their batch norms and stochastic depth stay in evaluation mode, whatever `train()` is called with.
 
@@ -31,10 +32,10 @@ def freeze(model: nn.Module, stages: int) -> None:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy for inference whose batch norms are part of the convolutions and linear layers beside them.
+    """A copy for inference with batch norms folded into the adjacent convolutions and linear layers.
 
-    The outputs are those of the model in evaluation mode, up to rounding. A norm that stands before padding, a pool or
-    another norm stays. The state dict is another one: save the model before it is fused.
+    The outputs equal those of the model in evaluation mode, up to rounding. A norm before padding, a pool or another
+    norm is kept. The state dict changes, so save the model before fusing it.
 
     Raises:
         ConfigError: if this is not a model of the zoo.
@@ -48,11 +49,11 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def resize_positions(model: nn.Module, img_size: int | tuple[int, int] | None = None, **overrides: Any) -> nn.Module:
-    """A copy of a model for another training size, its position tables interpolated where windows grow with it.
+    """A copy of a model for another training size, with position tables interpolated where windows grow with it.
 
     Only rules that follow the training size change, such as MaxViT's windows of img_size / 32; every model takes images
-    of any size as it is. Which tables were resized is logged as a warning. Everything else is as it was: wrappers,
-    frozen stages, rates, device and dtype, what was done to the model since it was made.
+    of any size as it is. The resized tables are logged as a warning. Everything else is as it was: wrappers, frozen
+    stages, rates, device and dtype, what was done to the model since it was made.
 
     Args:
         model: of `zoo.create_model`.
@@ -77,16 +78,14 @@ def resize_positions(model: nn.Module, img_size: int | tuple[int, int] | None = 
     if resized := [name for name in tables if _resize(backbone, name, tables[name])]:
         _logger.warning("position tables were resized to other windows: %d, the first %s", len(resized), resized[0])
     if img_size is not None:
-        reduction = old.feature_info[-1]["reduction"]
-        size = {"input_size": (old.in_chans, *config.img_size)}
-        size |= {"pool_size": tuple(-(-side // reduction) for side in config.img_size)}
+        size = {"input_size": (old.in_chans, *config.img_size), "pool_size": pool_size(after)}
         for described in {copied, backbone}:
             getattr(described, "pretrained_cfg", {}).update(size)
     return copied
 
 
 def _tables_to_resize(before: Backbone, after: Backbone) -> dict[str, torch.Size]:
-    """Names and new shapes of the position tables in which two models differ.
+    """Names and new shapes of the position tables that differ between two models.
 
     Raises:
         CheckpointError: if they differ in anything else.
@@ -111,7 +110,7 @@ def _take_settings(backbone: Backbone, before: Backbone, after: Backbone) -> Non
 
 
 def _resize(backbone: Backbone, name: str, shape: torch.Size) -> bool:
-    """Interpolate a table as a checkpoint's is; whether there is one: the stage may have been removed."""
+    """Interpolate a table as for a checkpoint. Returns whether it exists: the stage may have been removed."""
     if name not in dict(backbone.named_parameters()):
         return False
     table = backbone.get_parameter(name)

@@ -1,4 +1,4 @@
-"""What is known of a variant without making it: its description for timm, names and shapes of its parameters."""
+"""Facts about a variant that do not require building it: timm's description, names and shapes of parameters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from zoo.config.catalog import file_of, is_file, load_config
 from zoo.config.model import ModelConfig
 from zoo.errors import ConfigError, Where
+from zoo.kernels.sizes import ceil_div
 from zoo.models.limits import on_meta
 from zoo.nn.backbone import Backbone
 from zoo.nn.embeds import input_convolutions
@@ -19,21 +20,21 @@ from zoo.nn.layers.norm import build_norm
 from zoo.weights.manifest import Checkpoint, checkpoints_of
 
 PREFIX = "zoo_"
-"""Of the names under which timm knows the variants."""
+"""Prefix of the variants' names in timm."""
 BACKBONE_ARGUMENTS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "level_norm")
 CLASSIFIER = "head.fc"
 LEVEL_NORMS = "level_norms."
 DENSE_LACKS = ("head.", "norm.")
-"""What detectors and pyramids are built without."""
+"""Parts that detectors and pyramids leave out."""
 
 PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-"""Endings of checkpoint files that do not say which model they are of."""
+"""Extensions of checkpoint files that do not name their model."""
 
 StateDict = Mapping[str, torch.Tensor]
 
 
 def split_tag(name: str) -> tuple[str, str | None]:
-    """("davit_tiny", "msft_in1k") of "davit_tiny.msft_in1k"; names of files have no tag."""
+    """Split "davit_tiny.msft_in1k" into ("davit_tiny", "msft_in1k"); file names have no tag."""
     variant, _, tag = name.partition(".") if isinstance(name, str) and not is_file(name) else (name, "", "")
     if isinstance(name, str) and name.endswith(PICKLED):
         raise ConfigError(
@@ -46,23 +47,23 @@ def split_tag(name: str) -> tuple[str, str | None]:
 
 
 def first_convolutions(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the convolutions that see the image."""
+    """Names of the convolutions applied to the image."""
     return tuple(f"stages.0.embed.{name}" for name in input_convolutions(config.stages[0].embed))
 
 
 def first_convolution(config: ModelConfig) -> str | tuple[str, ...] | None:
-    """The same as timm describes it."""
+    """The same, in the form that timm uses."""
     first = first_convolutions(config)
     return first[0] if len(first) == 1 else first or None
 
 
 def adaptable(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the parameters that change with the number of channels or classes."""
+    """Names of the parameters that depend on the number of channels or classes."""
     return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
 
 
 def with_channels(tensors: StateDict, config: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
-    """The tensors of a variant for images of so many channels: repeated, or summed up for one, at the same scale."""
+    """The tensors of a variant for `channels` image channels: repeated, or summed for one, at the same scale."""
     adapted = dict(tensors)
     for name in (f"{name}.weight" for name in first_convolutions(config)):
         weight = tensors[name]
@@ -80,7 +81,7 @@ def with_channels(tensors: StateDict, config: ModelConfig, channels: int) -> dic
 def shapes_of(config: ModelConfig, backbone: Backbone) -> dict[str, torch.Tensor]:
     """Names and shapes of a whole model, and of the norms that detectors put on each level.
 
-    A variant whose every stage ends in a norm has no others.
+    A variant in which every stage ends in a norm has no further norms.
     """
     own = backbone.state_dict()
     if config.stage_norm is not None:
@@ -95,6 +96,12 @@ def shapes_of(config: ModelConfig, backbone: Backbone) -> dict[str, torch.Tensor
 def published_shapes(variant: str, num_classes: int) -> dict[str, torch.Tensor]:
     """Names and shapes of a shipped variant's own checkpoints."""
     return on_meta(load_config(variant), num_classes=num_classes).state_dict()
+
+
+def pool_size(backbone: Backbone) -> tuple[int, ...]:
+    """(height, width) of the map that the head pools, for images of the variant's own size."""
+    reduction = backbone.feature_info[-1]["reduction"]
+    return tuple(ceil_div(side, reduction) for side in backbone.config.img_size)
 
 
 def default_cfg(config: ModelConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
