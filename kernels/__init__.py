@@ -1,7 +1,7 @@
-"""Operations of the mixers, attention on heads-last (B, H, W, heads, head_dim) tensors; knows torch alone.
+"""Operations of the mixers: attention on heads-last (B, H, W, heads, head_dim) tensors; depends only on torch.
 
-Each folder holds one operation: `api.py` (meaning and checks), `reference.py` (the readable
-specification), `cases.py` (the shapes that the zoo's variants use).
+Each folder holds one operation: `api.py` (definition and checks), `reference.py` (the readable specification),
+`cases.py` (the shapes that the zoo's variants use).
 """
 
 from zoo.kernels.aggregated_attention.api import aggregated_attention

@@ -19,7 +19,7 @@ from zoo.kernels.transforms import transformed
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
 WIDEST_EXACT_HEAD = 64
-"""The same in float32 where a program has 64 KiB of shared memory: before Ampere, and on AMD's GPUs."""
+"""The same in float32 if a program has 64 KiB of shared memory: before Ampere, and on AMD GPUs."""
 
 _forced: Switch[str | None] = Switch("backend", None)
 
@@ -27,7 +27,7 @@ _forced: Switch[str | None] = Switch("backend", None)
 def choose(q: torch.Tensor, native_limit: str = "") -> str:
     """The implementation for queries like `q`: "triton", "native" (C++ on the CPU) or "reference".
 
-    `native_limit` is the reason why a call is too large for the C++ kernels of its operation, if it is.
+    `native_limit` is the reason why a call is too large for the C++ kernels of its operation, or empty.
     """
     return _choice(q, native_limit)[0]
 
@@ -43,7 +43,7 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
     Args:
         operation: the name of a function of `zoo.kernels`.
         q, *tensors: the arguments of a call, queries first.
-        settings: other arguments of the call by name: a call may be too large for the C++ kernels.
+        settings: other arguments of the call by name, which determine whether it is too large for the C++ kernels.
 
     Raises:
         ValueError: if there is no such operation.
@@ -57,7 +57,7 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
 
 
 def _native_limit(operation: str, tensors: tuple[torch.Tensor, ...], settings: dict[str, object]) -> str:
-    """What `limit` beside the C++ kernels says of a call, as far as its arguments are known."""
+    """The result of the operation's `limit` for a call, as far as its arguments are known."""
     public = getattr(import_module(f"zoo.kernels.{operation}.api"), operation)
     known = signature(public).bind_partial(*tensors, **settings).arguments
     limit = import_module(f"zoo.kernels.{operation}.native").limit
@@ -66,9 +66,9 @@ def _native_limit(operation: str, tensors: tuple[torch.Tensor, ...], settings: d
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
-    """Within this context every operation that has the implementation `name` runs it, to compare or to debug.
+    """Within this context every operation that has the implementation `name` uses it, for comparison or debugging.
 
-    It holds in this thread alone.
+    It applies to this thread only.
 
     Raises:
         ValueError: if there is no such implementation.
@@ -79,7 +79,7 @@ def use_backend(name: str) -> AbstractContextManager[None]:
 
 
 def forced() -> str | None:
-    """What `use_backend` asks for here."""
+    """The backend selected by `use_backend`, if any."""
     return _forced.value()
 
 
@@ -114,7 +114,7 @@ def _fastest(q: torch.Tensor) -> tuple[str, str]:
 
 @torch.compiler.assume_constant_result
 def _why_no_triton(device: torch.device) -> str:
-    """The reason why Triton kernels cannot run on a GPU; empty if they can."""
+    """Why Triton kernels cannot run on a GPU; empty if they can."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if capability(device) < 75:
@@ -123,7 +123,7 @@ def _why_no_triton(device: torch.device) -> str:
 
 
 def _too_wide(q: torch.Tensor) -> str:
-    """The reason why heads that fit other GPUs do not fit this one; empty if they do."""
+    """Why heads that fit other GPUs do not fit this one; empty if they do."""
     if q.dtype != torch.float32 or q.shape[-1] <= WIDEST_EXACT_HEAD or not _has_little_memory(q.device):
         return ""
     return f"this GPU has the memory for float32 heads of at most {WIDEST_EXACT_HEAD} channels, not {q.shape[-1]}"

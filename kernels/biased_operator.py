@@ -1,4 +1,4 @@
-"""Attention with an optional bias as an operator of PyTorch: for autograd, torch.compile and friends."""
+"""Attention with an optional bias as a PyTorch operator for autograd, torch.compile and related tools."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from zoo.kernels.transforms import differentiable
 
 
 def register(operation: str, reference: Callable[..., torch.Tensor]) -> Callable:
-    """Make `zoo::operation` and its backward pass of the modules in the operation's folder; returns the former.
+    """Register `zoo::operation` and its backward pass from the modules in the operation's folder. Returns the former.
 
-    `reference` is its specification, of which gradients of gradients are those.
+    `reference` is its specification, which is used for gradients of gradients.
 
     Arguments: q, k, v, bias, two numbers `size` and two `spacing`, `scale`; a query has size[0] * size[1] keys.
     """
@@ -30,7 +30,7 @@ def register(operation: str, reference: Callable[..., torch.Tensor]) -> Callable
         spacing: list[int],
         scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output, and the logarithm of the sum of exponentials of each query's logits, (B, H, W, heads) float32."""
+        """The output, and the log-sum-exp of each query's logits, (B, H, W, heads) float32."""
         return implementation(operation, q).forward(q, k, v, bias, size, spacing, scale)
 
     @torch.library.custom_op(f"zoo::{operation}_backward", mutates_args=())

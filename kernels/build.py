@@ -1,8 +1,8 @@
-"""Builds the C++ kernels for the processor at hand, once, at their first use, and keeps them in the user's cache.
+"""Builds the C++ kernels for the local processor once, at their first use, and caches them for the user.
 
-The sources use neither Python's nor PyTorch's headers: they see pointers, so a build takes seconds and serves every
-version of both. `torch.utils.cpp_extension` would do, but a process killed while it builds leaves a lock behind on
-which every later one waits for ever.
+The sources use neither Python's nor PyTorch's headers, only pointers, so a build takes seconds and works with every
+version of both. `torch.utils.cpp_extension` is not used, because a process killed during a build leaves a lock behind,
+on which all later processes wait forever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 LONGEST_BUILD = 300
 LONGEST_ANSWER = 20
-"""Seconds; the latter is for the compiler to say which it is."""
+"""Seconds; the latter is for asking the compiler for its version."""
 DIGEST = hashlib.sha256().digest_size
-"""Bytes at the end of a kept library, by which a damaged one is recognised: loading such a file can end the process."""
+"""Bytes at the end of a cached library that reveal damage: loading a damaged file can end the process."""
 
 
 class CannotBuildError(Exception):
@@ -33,7 +33,7 @@ class CannotBuildError(Exception):
 
 
 def library() -> tuple[ctypes.CDLL, str]:
-    """The library of all operations, and what its user should know about where it lies; most often nothing.
+    """The library of all operations, and a note for the user about its location, usually empty.
 
     Raises:
         CannotBuildError: if there is none.
@@ -50,9 +50,9 @@ def library() -> tuple[ctypes.CDLL, str]:
         try:
             with _work_folder(target.parent if target else None) as folder:
                 built = _build(compiler, list(units), folder)
-                loaded = _load(built)  # what does not load must not be kept
+                loaded = _load(built)  # a library that does not load must not be cached
                 if target:
-                    os.replace(built, target)  # another process may be doing the same: both files serve
+                    os.replace(built, target)  # another process may do the same: both files work
                 return loaded, note
         except (OSError, subprocess.CalledProcessError) as error:
             failure = error
@@ -65,7 +65,7 @@ def library() -> tuple[ctypes.CDLL, str]:
 
 
 def cache() -> Path:
-    """The folder of built libraries: below `ZOO_HOME`, else in the user's cache.
+    """The folder of built libraries: under `ZOO_HOME`, else in the user's cache.
 
     Raises:
         RuntimeError: if the user has no home.
@@ -75,7 +75,7 @@ def cache() -> Path:
 
 
 def _kept(key: str) -> tuple[Path | None, str]:
-    """Where the library of a key is kept, or a note that it is not."""
+    """Where the library of a key is cached, or a note that it is not."""
     try:
         return cache().absolute() / f"{key}.so", ""
     except (RuntimeError, OSError) as error:
@@ -91,7 +91,7 @@ def _not_kept(error: Exception, where: str = "") -> str:
 
 @contextmanager
 def _work_folder(place: Path | None):
-    """A private folder that is gone afterwards, on the disk of `place`: a library that is loaded needs no file."""
+    """A private temporary folder on the disk of `place`; a loaded library no longer needs its file."""
     if place:
         place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="zoo-", dir=place, ignore_cleanup_errors=True) as folder:
@@ -99,7 +99,7 @@ def _work_folder(place: Path | None):
 
 
 def _compiler() -> list[str]:
-    """The compiler as the beginning of a command: CXX may hold options or a launcher, too."""
+    """The compiler as the start of a command: CXX may also contain options or a launcher."""
     try:
         asked = shlex.split(os.environ.get("CXX", ""))
     except ValueError:
@@ -161,7 +161,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _run(command: list[str], seconds: float, **environment: str) -> str:
-    """What a command prints. At its end none of its own processes is left, which would hold the pipes open."""
+    """The output of a command. Its child processes are ended with it, because they would keep the pipes open."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -190,7 +190,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _processor() -> str:
-    """What "native" stands for: the instructions that the processor has."""
+    """What "native" means here: the processor's instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -12,7 +12,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_map: bool =
 
     The dtype is a floating-point one, and only the batch may be empty.
 
-    k and v lie on the map of q, or, if not `own_map`, on one of any size.
+    k and v have the map of q or, if not `own_map`, a map of any size.
     """
     if q.ndim != 5:
         raise ValueError(f"q has {q.ndim} dimensions, expected 5: (B, H, W, heads, head_dim)")
@@ -30,7 +30,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_map: bool =
 
 
 def check_table(name: str, table: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor) -> None:
-    """Raise ValueError unless what is added to logits or weights has a shape, is real and lies where `q` does."""
+    """Raise ValueError unless a tensor added to logits or weights has this shape, is real and on the device of `q`."""
     if table.shape != shape:
         raise ValueError(f"{name} is {tuple(table.shape)}, expected {tuple(shape)}")
     if not table.is_floating_point() or table.device != q.device:

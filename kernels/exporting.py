@@ -1,4 +1,4 @@
-"""Whether what runs now is written down for other runtimes."""
+"""Whether the running code is being exported for other runtimes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _asked = Switch("exporting", False)
 
 
 def exporting() -> bool:
-    """Whether to run PyTorch's own operators alone, out of place and in the form that holds for every size."""
+    """Whether to run only PyTorch's own operators, out of place and in a form valid for every size."""
     return _asked.value() or torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def contiguous_if_exporting(x: torch.Tensor) -> torch.Tensor:
-    """`x`, contiguous where it is exported: whether another layout can be reshaped in place depends on the sizes."""
+    """`x`, made contiguous during export: whether another layout can be reshaped in place depends on the sizes."""
     return x.clone(memory_format=torch.contiguous_format) if exporting() else x
 
 
 def export_safe() -> AbstractContextManager[None]:
-    """Within this context everything runs as it is exported: for tracers unknown to PyTorch."""
+    """Within this context everything runs in its exported form, for tracers that PyTorch does not detect."""
     return _asked.to(True)

@@ -1,4 +1,4 @@
-"""How Triton kernels are launched: one door, at which a report can stand and see what would run, and on what."""
+"""Launches all Triton kernels from one place, so that reports can intercept what would run, and on which tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object)
 
 @cache
 def capability(device: torch.device) -> int:
-    """Generation of a GPU as major * 10 + minor, by which launch parameters are chosen; 90 without a GPU."""
+    """Generation of a GPU as major * 10 + minor, which determines launch parameters; 90 without a GPU."""
     if device.type != "cuda" or torch.version.hip:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -33,12 +33,12 @@ def capability(device: torch.device) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors share the programs of a launch; those of an H100 without a GPU."""
+    """The number of multiprocessors of the GPU; that of an H100 without a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def input_precision(q: torch.Tensor) -> str:
-    """How `tl.dot` multiplies: "tf32" for float32 where PyTorch's own products may use it, else "ieee", exactly.
+    """How `tl.dot` multiplies: "tf32" for float32 if PyTorch's own products may use it, else "ieee" (exact).
 
     PyTorch allows it by `torch.set_float32_matmul_precision("high")` or `torch.backends.cuda.matmul`.
     """

@@ -1,4 +1,4 @@
-"""Calls the C++ kernels; where they cannot be built they are just absent, and a warning says why, once."""
+"""Calls the C++ kernels. If they cannot be built, they are unavailable, and one warning says why."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from zoo.kernels import build
 from zoo.kernels.sizes import statically_true
 
 MOST_KEYS = 2**18
-"""Of a query: kernels that gather their rows side by side count them by 32-bit numbers."""
+"""The limit per query: kernels that gather rows contiguously count them with 32-bit numbers."""
 
 _untold: list[str] = []
-"""What to warn of."""
+"""The warnings to raise."""
 
 
 @torch.compiler.assume_constant_result
 def why_not() -> str:
-    """The reason why there are no C++ kernels on this machine; empty if there are.
+    """Why there are no C++ kernels on this machine; empty if there are.
 
-    Warns, once in a process, if there are none or if they cannot be kept.
+    Warns once per process if there are none or they cannot be cached.
     """
     reason = _library()[1]
     while _untold:
@@ -31,7 +31,7 @@ def why_not() -> str:
 
 
 def too_many_keys(keys: int) -> str:
-    """Why a query has too many keys for kernels that gather them; empty if it has not."""
+    """Why a query has too many keys for kernels that gather them; empty if it does not."""
     return (
         f"the C++ kernels take at most {MOST_KEYS} keys of a query, not {keys}"
         if statically_true(keys > MOST_KEYS)
@@ -43,30 +43,30 @@ def call(function: str, *arguments: torch.Tensor | int | float | None) -> None:
     """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers.
 
     Raises:
-        ValueError: if a tensor is not what C++ reads: single precision or 64-bit integers in the memory of this
-            process, maps (five axes) with their channels side by side, everything else contiguous.
+        ValueError: if a tensor has a form that C++ does not read. Required are single precision or 64-bit integers in
+            the memory of this process, maps (five axes) with contiguous channels, and everything else contiguous.
     """
     kernels, _ = _library()
     getattr(kernels, function)(*(_as_c(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
 def empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialised result of a C++ function, whatever the default dtype and device are."""
+    """An uninitialised result for a C++ function, independent of the default dtype and device."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """A result of a C++ function that adds to it."""
+    """A zero-initialised result for a C++ function that adds to it."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def as_float(x: torch.Tensor) -> torch.Tensor:
-    """`x` in single precision with the channels of a head side by side, as the C++ kernels read it."""
+    """`x` in single precision with the channels of a head contiguous, as the C++ kernels require."""
     return x if x.dtype == torch.float32 and x.stride(-1) == 1 else x.float().contiguous()
 
 
 def numbers(*values: int) -> torch.Tensor:
-    """Integers as the C++ kernels read a list of them."""
+    """Integers as a list for the C++ kernels."""
     return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""The one partition rule of the zoo: windows, grids and strided groups."""
+"""Partition of maps into windows, grids and strided groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operations a model calls, and with what: for those who look at it from outside."""
+"""Records which operations a model calls, and with which arguments, for inspection from outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Call:
 
     Attributes:
         operation: the operation itself.
-        arguments: all of its arguments by name, defaults too; tensors as they were given.
+        arguments: all arguments by name, including defaults; tensors as they were passed.
     """
 
     operation: Callable[..., torch.Tensor]
@@ -34,12 +34,12 @@ class Call:
         return self.operation.__name__
 
     def again(self, **changes: Any) -> torch.Tensor:
-        """What the operation gives with some arguments changed."""
+        """The result of the operation with some arguments changed."""
         return self.operation(**self.arguments | changes)
 
 
 def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A decorator of a public operation: its calls are noted while `recording` is active."""
+    """A decorator for public operations, whose calls are recorded while `recording` is active."""
     signature = inspect.signature(operation)
 
     def call(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -57,7 +57,7 @@ def recorded(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 @contextmanager
 def recording() -> Iterator[list[Call]]:
-    """Within this context every call of an operation in this thread is appended to the list that it gives."""
+    """Within this context every call of an operation in this thread is appended to the yielded list."""
     calls: list[Call] = []
     with _calls.to(calls):
         yield calls

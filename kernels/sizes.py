@@ -1,4 +1,4 @@
-"""Questions about sizes that compiled graphs of any size must answer once for all."""
+"""Checks and computations on sizes that also work in compiled graphs for any size."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _DYNAMO_IS_MUTE = TorchVersion(torch.__version__) < "2.8"
 
 
 def statically_true(condition: bool) -> bool:
-    """Whether `condition` holds: in this call, or, in a compiled graph, for every size that the graph serves.
+    """Whether `condition` holds: in this call or, in a compiled graph, for every size that the graph supports.
 
-    A short cut for some sizes is taken through this, so that a graph is not compiled anew for each outcome, as it is in
-    PyTorch 2.7, whose Dynamo cannot be asked.
+    Shortcuts for some sizes use it so that a graph is not recompiled for each outcome. PyTorch 2.7 does recompile,
+    because its Dynamo has no such query.
     """
     if not torch.compiler.is_compiling() or (_DYNAMO_IS_MUTE and torch.compiler.is_dynamo_compiling()):
         return condition
@@ -31,7 +31,7 @@ def same(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def ceil_div(length: int, step: int) -> int:
-    """How many times `step` fits into `length`, rounded up; in the form that symbolic sizes simplify best."""
+    """`length` divided by `step`, rounded up, in the form that symbolic sizes simplify best."""
     whole = length // step
     return whole if statically_true(whole * step == length) else (length + step - 1) // step
 
@@ -42,7 +42,7 @@ def crop_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def pad_map(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B, H, W, ...) extended by zeros at the right and the bottom to (B, height, width, ...)."""
+    """(B, H, W, ...) zero-padded at the right and the bottom to (B, height, width, ...)."""
     bottom, right = height - x.shape[1], width - x.shape[2]
     if statically_true(bottom == 0) and statically_true(right == 0):
         return x

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Switch(Generic[T]):
-    """A value that is `off` but where somebody sets it.
+    """A value that is `off` unless it has been set.
 
-    While nobody does anywhere, reading it is reading an attribute. A function that is being compiled sees what was set
-    last by whoever: Dynamo guards attributes, but not every version of it knows context variables.
+    While it is not set anywhere, reading it is a plain attribute access. A function that is being compiled sees the
+    value set last by any thread: Dynamo guards attributes, but not every version supports context variables.
     """
 
     def __init__(self, name: str, off: T) -> None:
@@ -27,14 +27,14 @@ class Switch(Generic[T]):
         self._lock = Lock()
 
     def value(self) -> T:
-        """What holds here."""
+        """The current value."""
         if not self._active:
             return self._off
         return self._latest if torch.compiler.is_compiling() else self._here.get()
 
     @contextmanager
     def to(self, value: T) -> Iterator[None]:
-        """Within this context `value` holds; a function that is being compiled enters it without effect."""
+        """Within this context the value is `value`; entering it in a function that is being compiled has no effect."""
         if torch.compiler.is_compiling():
             yield
             return

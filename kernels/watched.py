@@ -1,4 +1,4 @@
-"""Whether something other than PyTorch's own kernels sees the operations that run here."""
+"""Whether something other than PyTorch's own kernels observes the operations that run here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoo.kernels.transforms import transformed
 
 
 def watched() -> bool:
-    """Whether a program is traced, transformed or differentiated forwards, or a mode takes its operations."""
+    """Whether a program is traced, transformed or differentiated in forward mode, or observed by a mode."""
     return bool(
         torch.compiler.is_compiling()
         or exporting()

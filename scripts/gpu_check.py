@@ -1,14 +1,14 @@
-"""Minutes on a GPU, used well: does every Triton kernel compile, is it right, and how fast is it?
+"""Checks in a few minutes on a GPU whether every Triton kernel compiles, is correct, and how fast it is.
 
     python scripts/gpu_check.py                                        # compile, correctness and kernels in 280 seconds
     python scripts/gpu_check.py --phase families:60,peers:220,models --seconds 420   # `peers` takes 220 seconds at most
     python scripts/gpu_check.py --phase tables                         # from rows to benchmarks/, also elsewhere
     python scripts/gpu_check.py --device cpu --case "stage 3"          # a rehearsal with the C++ kernels
 
-Everything is noted in OUT/rows.jsonl as it is found. A unit of work begins only if it fits into the time that is
-left; what did not fit is listed. Each operation has a process of its own: an illegal access in a kernel ends that
-process, not the run, and its next one goes on. Nothing is downloaded, and no optional dependency is needed but pytest
-for `families`. Exit status 1 if one of our kernels fails, 2 if a phase has done nothing.
+Every result is written to OUT/rows.jsonl immediately. A unit of work starts only if it fits into the remaining time;
+what did not fit is listed. Each operation runs in its own process: an illegal access in a kernel ends that process, not
+the run, and a new process continues. Nothing is downloaded, and the only optional dependency is pytest, for `families`.
+Exit status 1 if one of our kernels fails, 2 if a phase has done nothing.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from zoo.config.catalog import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = "tables"
-"""The phase that makes files of rows, for which no GPU is needed."""
+"""The phase that writes tables from rows, for which no GPU is needed."""
 MODELS = ["nat_tiny", "maxvit_tiny_tf_224", "biformer_tiny", "transnext_micro", "davit_tiny", "dinat_tiny", "litv2_s"]
 
 
 class Device(str, Enum):
-    """What the kernels run on."""
+    """The device that runs the kernels."""
 
     CUDA = "cuda"
     CPU = "cpu"
@@ -59,7 +59,7 @@ def main(
     size: Annotated[int, typer.Option(min=32, help="Side of their images.")] = 224,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that compile.")] = max(1, (os.cpu_count() or 2) - 1),
 ) -> None:
-    """Run phases in their order within the time, and print what they found."""
+    """Run the phases in order within the time limit, and print their results."""
     deadline, cpu = time.time() + seconds, device is Device.CPU
     phases = [phase_of(part, seconds) for part in phase.split(",")]
     known = sorted(path.parent.name for path in ROOT.glob("kernels/*/operator.py"))
@@ -93,12 +93,12 @@ def main(
 
 
 def stop(number: int, _: object) -> None:
-    """End the workers, sum up, and go."""
+    """End the workers, print the summary, and exit."""
     raise SystemExit(128 + number)
 
 
 def phase_of(part: str, seconds: float) -> tuple[str, float]:
-    """NAME, NAME:N or NAME:N% as a name and the most seconds."""
+    """Parse NAME, NAME:N or NAME:N% as a name and a maximum number of seconds."""
     name, _, most = part.partition(":")
     if name not in (*PHASES, TABLES):
         raise typer.BadParameter(f"there is no phase {name!r}, only {', '.join((*PHASES, TABLES))}")
@@ -110,7 +110,7 @@ def phase_of(part: str, seconds: float) -> tuple[str, float]:
 
 
 def check_names(names: Iterable[str], known: Collection[str], what: str) -> None:
-    """Refuse names that nothing has."""
+    """Refuse unknown names."""
     for name in names:
         if name not in known:
             raise typer.BadParameter(f"there is no {what} {name!r}, only {', '.join(known)}")

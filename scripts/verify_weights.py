@@ -1,12 +1,13 @@
-"""For a person with a network: fetches every published checkpoint, writes down what it is, loads it, measures it.
+"""Downloads every published checkpoint, records its size and checksum, loads it and measures its accuracy.
 
     python scripts/verify_weights.py                                   # all that a machine can fetch
     python scripts/verify_weights.py 'dinat_*' --imagenet ~/imagenet/val --device cuda
 
-Size and sha256 of a file that was never seen before go into `weights_manifest.yaml`; a file that differs from what is
-written there is reported and changes nothing. Each checkpoint is loaded strictly. With ImageNet's validation images (a
-folder a class) top-1 is measured with the transform of the manifest, and a row with it and the published figure goes to
-`benchmarks/accuracy.csv`. What is done is not done again; one failure does not end it. Exit status 1 if there was any.
+Size and sha256 of a new file are added to `weights_manifest.yaml`; a file that differs from its entry is reported, and
+the entry stays unchanged. Each checkpoint is loaded strictly. With ImageNet's validation images (a folder a class)
+top-1 is measured with the transform of the manifest, and a row with it and the published figure goes to
+`benchmarks/accuracy.csv`. Finished work is not repeated, and a failure does not stop the run. Exit status 1 if there
+was any failure.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main(
             console.print(f"{entry.id}: {verified(entry)}")
             if imagenet is not None and entry.num_classes == 1000 and entry.id not in measured():
                 append(ACCURACY, [row(entry, top1(entry, imagenet, device, batch, workers), device)])
-        except Exception as error:  # whatever is wrong with one, the others are to be tried
+        except Exception as error:  # after any failure, continue with the others
             failed += 1
             console.print(f"{entry.id}: {type(error).__name__}: {error}", style="red", markup=False)
     if failed:
@@ -62,7 +63,7 @@ def main(
 
 
 def verified(entry: Checkpoint) -> str:
-    """Fetch and load a checkpoint, and write down its size and checksum if nobody has; what was found."""
+    """Fetch and load a checkpoint, and record its size and checksum if they are missing. Returns what was found."""
     path = fetch(entry)
     size, sha256 = path.stat().st_size, sha256_of(path)
     zoo.create_model(entry.id, pretrained=True)
@@ -76,7 +77,7 @@ def recorded(text: str, name: str, size: int, sha256: str) -> str:
     """The manifest's text with the size and checksum of one checkpoint.
 
     Raises:
-        ValueError: if the entry is not there or has them already.
+        ValueError: if there is no such entry or it already has them.
     """
     block = re.compile(rf"^  {re.escape(name)}:\n(?:    .*\n)+", re.MULTILINE)
     found = block.search(text)
@@ -96,7 +97,7 @@ def measured() -> set[str]:
 
 @torch.inference_mode()
 def top1(entry: Checkpoint, imagenet: Path, device: str, batch: int, workers: int) -> float:
-    """Percent of the validation images whose first guess is right."""
+    """The percentage of validation images whose top prediction is right."""
     model = zoo.create_model(entry.id, pretrained=True).eval().to(device)
     config = resolve_data_config({}, model=model)
     loader = create_loader(

@@ -1,4 +1,4 @@
-"""zoo: hierarchical vision backbones from YAML, over one block library.
+"""zoo: hierarchical vision backbones defined in YAML, built from one block library.
 
 The names and the packages below load on first use, so that `import zoo` is quick and stays free of torch and timm.
 """

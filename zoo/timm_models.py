@@ -25,13 +25,13 @@ _SOURCES = {"state_dict", "file", "url", "hf_hub_id"}
 
 
 def create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A shipped variant with timm's arguments, and configuration keys beside them.
+    """Create a shipped variant from timm's arguments and configuration keys.
 
-    Published weights are ours, unless timm is told of others or of a cache of its own.
+    Published weights are loaded by us, unless timm is given other weights or a cache directory.
 
     Raises:
         ConfigError: for an unknown key, or parts that do not fit together.
-        CheckpointError: if weights cannot be had, read or fitted.
+        CheckpointError: if weights cannot be obtained or read, or do not fit.
     """
     settings = {key: kwargs.pop(key) for key in BACKBONE_ARGUMENTS if key in kwargs}
     wrap = {key: kwargs.pop(key) for key in _TIMM_ARGUMENTS if key in kwargs}

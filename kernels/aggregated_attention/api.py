@@ -24,8 +24,8 @@ def aggregated_attention(
 ) -> torch.Tensor:
     """(softmax([q k^T + local_bias | q pooled_k^T + pooled_bias]) + [extra | 0]) [v | pooled_v].
 
-    TransNeXt, https://arxiv.org/abs/2311.17132, section 3.1. Every query sees the size x size positions around it
-    and all pooled ones; positions beyond the map are masked and their values zero. The queries come scaled.
+    TransNeXt, https://arxiv.org/abs/2311.17132, section 3.1. Every query sees the size x size positions around it and
+    all pooled ones; positions outside the map are masked and their values are zero. The queries must be scaled already.
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides.

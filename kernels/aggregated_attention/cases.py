@@ -1,4 +1,4 @@
-"""The shapes of aggregated attention in real variants at their own image size, and awkward ones.
+"""The shapes of aggregated attention in real variants at their own image size, and edge cases.
 
 One list for tests, benchmarks and documentation.
 """
@@ -24,7 +24,7 @@ class Case:
     def tensors(
         self, batch: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> dict[str, torch.Tensor]:
-        """Random arguments of a dtype and on a device, PyTorch's own defaults if None."""
+        """Random arguments of a dtype and on a device; None for PyTorch's defaults."""
         q, k, v = torch.randn(batch, *self.shape, 3, self.heads, self.head_dim, dtype=dtype, device=device).unbind(3)
         pooled_k, pooled_v = torch.randn(
             batch, *self.pooled, 2, self.heads, self.head_dim, dtype=dtype, device=device

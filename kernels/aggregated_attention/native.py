@@ -7,11 +7,11 @@ import torch
 from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many_keys, zeros
 
 MOST_PARTS = 4
-"""Tasks of a head, in the backward pass; each has a gradient of the biases of its own."""
+"""Tasks per head in the backward pass, each with its own gradient of the biases."""
 
 
 def limit(pooled_k: torch.Tensor, size: int) -> str:
-    """Why a query has too many keys for the C++ kernels; empty if it has not."""
+    """Why a query has too many keys for the C++ kernels; empty if it does not."""
     return too_many_keys(pooled_k.shape[1] * pooled_k.shape[2] + size**2)
 
 

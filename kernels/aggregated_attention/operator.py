@@ -1,4 +1,4 @@
-"""Aggregated attention as an operator of PyTorch: for autograd, torch.compile and friends, whatever computes it."""
+"""Aggregated attention as a PyTorch operator for autograd, torch.compile and related tools, with any backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forward(
     extra: torch.Tensor,
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, and the logarithm of the sum of exponentials of each query's logits, (B, H, W, heads) float32."""
+    """The output, and the log-sum-exp of each query's logits, (B, H, W, heads) float32."""
     return implementation("aggregated_attention", q).forward(
         q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra, size
     )

@@ -1,7 +1,7 @@
-"""What the forward and the backward kernels share: tiles of positions and the boxes around them, memory, launches.
+"""Shared by the forward and backward kernels: tiles of positions and the boxes around them, memory, launches.
 
-A tile is a rectangle of TILE_Y x TILE_X positions of one head. Its windows lie in a box, which is visited in blocks of
-BLOCK positions, counted row by row; of the pairs of a tile and a block, those of no window are masked.
+A tile is a rectangle of TILE_Y x TILE_X positions of one head. Its windows fill a box, which is processed in blocks of
+BLOCK positions, counted row by row. Pairs of a tile and a block that are in no window are masked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TILE = (4, 8)
 TILE_Y, TILE_X = (tl.constexpr(length) for length in TILE)
 POSITIONS = tl.constexpr(TILE[0] * TILE[1])
 PROLOGUE = 3
-"""What comes before a program's loop takes as long as so many images."""
+"""The code before a program's loop takes as long as this number of images."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -27,7 +27,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """(B, H, W, heads, ...) with its strides from image to image and from position to position.
 
-    A copy only if positions lie at uneven distances, or channels, or those of two heads, not side by side.
+    It is copied only if positions are unevenly spaced, or the channels of all heads are not contiguous.
     """
     _, height, width, heads, channels = x.shape
     image, down, across, head, channel = x.stride()
@@ -57,9 +57,9 @@ def layout(extra: torch.Tensor, *tensors: torch.Tensor) -> tuple[list[torch.Tens
 def tiled(
     q: torch.Tensor, keys: int, size: int, resident: int, block: int
 ) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
-    """Of a kernel that loops over images: grid, the integers that it takes, constants and launch parameters.
+    """Grid, integer arguments, constants and launch parameters of a kernel that loops over images.
 
-    `resident` programs are on a multiprocessor at once, and `block` positions of a box at work.
+    `resident` programs run on a multiprocessor at once, each with `block` positions of a box.
     """
     return _tiled(q.shape, q.dtype, keys, size, resident * multiprocessors(q.device), block, input_precision(q))
 
@@ -90,9 +90,9 @@ def _tiled(
 
 
 def loop_length(rounds: int, items: int, resident: int) -> int:
-    """How many rounds a program does of the `rounds` of each item, for all to end soonest.
+    """How many of the `rounds` of each item a program does, so that all programs end as early as possible.
 
-    `resident` programs run at once, so that time counts in waves of programs.
+    `resident` programs run at once, so time is counted in waves of programs.
     """
 
     def time(parts: int) -> int:
@@ -102,7 +102,7 @@ def loop_length(rounds: int, items: int, resident: int) -> int:
 
 
 def padded(length: int) -> int:
-    """The next power of 2 that tensor cores take."""
+    """The next power of 2 that tensor cores support."""
     return max(16, triton.next_power_of_2(length))
 
 
@@ -118,7 +118,7 @@ def program(heads, height, width):
 
 @triton.jit
 def positions(top, left, height, width):
-    """The positions of a tile as indices into the map and which lie on it; others repeat its last row or column."""
+    """The positions of a tile as indices into the map, and which are on it; others repeat its last row or column."""
     within = tl.arange(0, POSITIONS)
     y, x = top + within // TILE_X, left + within % TILE_X
     inside = (y < height) & (x < width)
@@ -129,8 +129,8 @@ def positions(top, left, height, width):
 def box(block, top, left, height, width, SIZE: tl.constexpr, BLOCK: tl.constexpr, TAPS: tl.constexpr):
     """A block of the box around a tile: indices into the map, and the tap of each pair, (POSITIONS, BLOCK).
 
-    Pairs that do not see each other have tap TAPS - 1, which is none. Places beyond the map have the tile's first
-    index, and there are pairs of them only with that tap.
+    Pairs outside a window have tap TAPS - 1, which stands for no tap. Positions outside the map get the tile's first
+    index, and all their pairs have that tap.
     """
     WIDTH: tl.constexpr = TILE_X + SIZE - 1
     place, within = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, POSITIONS)
@@ -145,7 +145,7 @@ def box(block, top, left, height, width, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def window_bias(local_bias, head, tap, SIZE: tl.constexpr):
-    """What to add to the logits of pairs: the bias of their tap, -inf where that is none."""
+    """The summand for the logits of pairs: the bias of their tap, -inf without a tap."""
     bias = tl.load(local_bias + head * SIZE * SIZE + tap, mask=tap < SIZE * SIZE, other=float("-inf"))
     return bias.to(tl.float32)
 
@@ -154,7 +154,7 @@ def window_bias(local_bias, head, tap, SIZE: tl.constexpr):
 def bias_rows(bias, head, queries, keys, first, index):
     """Pointers to pooled_bias[head, index, 0].
 
-    The positions follow `first` closely, so that the distance from it fits 32 bits where the whole table may not.
+    The positions are close to `first`, so the distance from it fits in 32 bits even if the whole table does not.
     """
     return bias + (head * queries + first).to(tl.int64) * keys + (index - first) * keys
 
@@ -180,7 +180,7 @@ def pooled_rows(
 
 @triton.jit
 def offsets(index, stride, CHANNELS: tl.constexpr):
-    """Where the channels of rows lie, (len(index), CHANNELS); without a sign, they take half the registers."""
+    """Offsets of the channels of rows, (len(index), CHANNELS); unsigned, they take half the registers."""
     return ((index * stride)[:, None] + tl.arange(0, CHANNELS)[None, :]).to(tl.uint32)
 
 

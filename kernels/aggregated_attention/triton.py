@@ -29,11 +29,11 @@ from zoo.kernels.launch import launch
 __all__ = ["backward", "forward"]
 
 PER_SM = 4
-"""Programs that are on a multiprocessor at once."""
+"""Programs that run on a multiprocessor at once."""
 BLOCK = 64
-"""Positions of the box around a tile that are at work at once."""
+"""Positions of the box around a tile that are processed at once."""
 KEPT = 64
-"""So many pooled keys there may be for a tile's part of their bias to stay in registers from image to image."""
+"""The most pooled keys for which a tile's part of their bias stays in registers from image to image."""
 
 
 def forward(
@@ -82,7 +82,7 @@ def _forward(
 ):  # fmt: skip
     """A tile of queries in a few images: the window, block by block, then the pooled keys, in one softmax.
 
-    `extra` is spread over the pairs of a block as the weights are, and multiplied with the values by itself.
+    `extra` is expanded to the pairs of a block like the weights, and multiplied with the values in its own product.
     """
     part, head, top, left = program(heads, height, width)
     index, inside = positions(top, left, height, width)

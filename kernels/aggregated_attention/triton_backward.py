@@ -1,6 +1,6 @@
 """Aggregated attention in Triton: backward.
 
-Five kernels, none of which adds to memory that another program writes: see README.md.
+Five kernels, in which no two programs add to the same memory: see README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Aggregated attention in Triton: the gradient of `extra`, and what the softmax takes off other gradients."""
+"""Aggregated attention in Triton: the gradient of `extra`, and what the softmax subtracts from other gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton.language as tl
 from zoo.kernels.launch import launch
 
 POSITIONS = 128
-"""A thread has one, with all its channels: sums over these take no other thread."""
+"""Each thread has one with all its channels, so sums over channels need no other thread."""
 
 
 def extra_gradient(
@@ -37,7 +37,7 @@ def extra_gradient(
 def _piece(pointer, row, number, HEAD_DIM: tl.constexpr, PIECE: tl.constexpr):
     """The PIECE channels of rows that a thread reads at once, in float32.
 
-    By its bits, a bfloat16 is widened by one instruction instead of two.
+    Widening a bfloat16 bitwise takes one instruction instead of two.
     """
     channel = number * PIECE + tl.arange(0, PIECE)
     pointers = pointer + row[:, None] + channel[None, :]
@@ -57,10 +57,10 @@ def _extra(
     extra_batch, extra_row, extra_head, grad_batch, grad_row, v_batch, v_row, heads, height, width,
     HEAD_DIM: tl.constexpr, PIECE: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """grad[t] . v[u] for the window of a run of positions, which is the gradient of `extra`, and delta.
+    """grad[t] . v[u] in the windows of a run of positions, which is the gradient of `extra`, and delta.
 
-    delta is what the softmax takes off the gradient of every weight: their sum, each times its weight. `extra` is
-    after the softmax, so its part of grad . out is none of that sum.
+    delta is what the softmax subtracts from the gradient of every weight: the sum of all weights times their gradients.
+    `extra` is added after the softmax, so its part of grad . out is excluded from that sum.
     """
     queries = height * width
     tiles, program = tl.cdiv(queries, POSITIONS), tl.program_id(0)

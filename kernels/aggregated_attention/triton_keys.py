@@ -21,9 +21,9 @@ from zoo.kernels.aggregated_attention.tiles import (
 from zoo.kernels.launch import launch
 
 PER_SM = 4
-"""Programs that are on a multiprocessor at once."""
+"""Programs that run on a multiprocessor at once."""
 BLOCK = 64
-"""Positions of the box around a tile that are at work at once."""
+"""Positions of the box around a tile that are processed at once."""
 
 
 def keys_gradients(

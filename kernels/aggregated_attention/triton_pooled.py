@@ -18,7 +18,7 @@ from zoo.kernels.aggregated_attention.tiles import (
 from zoo.kernels.launch import input_precision, launch, multiprocessors
 
 PER_SM = 4
-"""Programs that are on a multiprocessor at once."""
+"""Programs that run on a multiprocessor at once."""
 
 
 def pooled_keys_gradients(pairs: tuple[torch.Tensor, ...], strides: list[int]) -> list[torch.Tensor]:

@@ -25,9 +25,9 @@ from zoo.kernels.aggregated_attention.tiles import (
 from zoo.kernels.launch import launch
 
 PER_SM = 4
-"""Programs that are on a multiprocessor at once."""
+"""Programs that run on a multiprocessor at once."""
 BLOCK = 32
-"""Positions of the box around a tile that are at work at once; with 64, sums of pairs do not fit registers."""
+"""Positions of the box around a tile that are processed at once; with 64, sums of pairs do not fit in registers."""
 
 
 def queries_gradients(
@@ -59,7 +59,7 @@ def _queries(
     HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries in a few images, and a part of that of the local bias."""
+    """Gradients of a tile of queries in a few images, and a part of the gradient of the local bias."""
     part, head, top, left = program(heads, height, width)
     index, inside = positions(top, left, height, width)
     queries, channel = height * width, head * HEAD_DIM

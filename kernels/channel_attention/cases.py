@@ -1,4 +1,4 @@
-"""The shapes of channel attention in real variants at 224 pixels, and awkward ones."""
+"""The shapes of channel attention in real variants at 224 pixels, and edge cases."""
 
 from __future__ import annotations
 

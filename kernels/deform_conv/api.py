@@ -1,4 +1,4 @@
-"""Deformable convolution: every tap of the kernel reads where an offset sends it."""
+"""Deformable convolution: every tap of the kernel reads at a position shifted by an offset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def deform_conv(
     bias: torch.Tensor | None = None,
     stride: int | tuple[int, int] = 1,
 ) -> torch.Tensor:
-    """A convolution without padding whose taps read the map at real positions, bilinearly.
+    """A convolution without padding whose taps sample the map bilinearly at real-valued positions.
 
-    Deformable ConvNets, https://arxiv.org/abs/1703.06211, equations 2 to 4. Beyond the map everything is zero.
+    Deformable ConvNets, https://arxiv.org/abs/1703.06211, equations 2 to 4. Outside its borders the map is zero.
 
     Args:
         x: (B, H, W, C_in), any strides.

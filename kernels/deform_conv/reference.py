@@ -28,12 +28,12 @@ def _bilinear(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor
     """x (B, H, W, C) at real rows `y` and columns `z` (B, ...): (B, ..., C); zeros beyond the map."""
     height, width = x.shape[1:3]
     x = F.pad(x, (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-    # Everything further out than one position reads zeros alone: clamping keeps the indices in the padded map.
+    # Positions more than one outside the map read only zeros: clamping keeps the indices in the padded map.
     y, z = y.clamp(-1, height), z.clamp(-1, width)
     # NaN has no index, but its weights carry it into the output.
     top, left = (t.detach().floor().clamp(-1, n - 1).nan_to_num(0.0) for t, n in ((y, height), (z, width)))
     image = torch.arange(x.shape[0], device=x.device).view(-1, *(1,) * (y.ndim - 1))
-    out: torch.Tensor = 0  # type: ignore[assignment]  # a sum begins with a number
+    out: torch.Tensor = 0  # type: ignore[assignment]  # a sum starts with a number
     for row, row_weight in ((top, 1 - (y - top)), (top + 1, y - top)):
         for column, column_weight in ((left, 1 - (z - left)), (left + 1, z - left)):
             index = (row + 1).long() * (width + 2) + (column + 1).long()

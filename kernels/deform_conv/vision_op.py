@@ -15,7 +15,7 @@ except ImportError:
 
 
 def can_run(x: torch.Tensor) -> bool:
-    """Whether the operator is there and takes `x`: in eager mode, for plain gradients, on the CPU and on CUDA."""
+    """Whether the operator exists and supports `x`: in eager mode, for plain gradients, on the CPU and on CUDA."""
     eager = not torch.compiler.is_compiling() and not exporting() and not transformed()
     return deform_conv2d is not None and eager and x.device.type in ("cpu", "cuda")
 
@@ -23,9 +23,9 @@ def can_run(x: torch.Tensor) -> bool:
 def deform_conv(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int]
 ) -> torch.Tensor:
-    """See `api.deform_conv`. Single precision at least: positions need it, and the operator knows no bfloat16.
+    """See `api.deform_conv`. Uses at least single precision, which positions need; bfloat16 is unsupported.
 
-    Where an offset is NaN, so is the output; the operator itself would read there from anywhere in memory.
+    Where an offset is NaN, so is the output; the operator itself would read from arbitrary memory there.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     nowhere = offset.isnan()
@@ -37,7 +37,7 @@ def deform_conv(
 
 
 def _flops(x_shape: tuple, weight_shape: tuple, offset_shape: tuple, *args: object, **kwargs: object) -> int:
-    """Operations of the convolution itself; the interpolation of its taps is small beside it."""
+    """Operations of the convolution itself; the interpolation of its taps is negligible."""
     outputs, taps = weight_shape[0], weight_shape[1] * weight_shape[2] * weight_shape[3]
     return 2 * x_shape[0] * offset_shape[2] * offset_shape[3] * outputs * taps
 

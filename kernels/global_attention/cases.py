@@ -1,4 +1,4 @@
-"""The shapes of global attention in real variants at their own image size, and awkward ones.
+"""The shapes of global attention in real variants at their own image size, and edge cases.
 
 One list for tests, benchmarks and documentation.
 """

@@ -27,10 +27,10 @@ def neighborhood_attention(
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides; H >= h * dilation and W >= w * dilation.
-        size: keys of a query, (h, w) odd numbers or one for both. On the CPU, windows beyond 13 x 15 run by PyTorch's
-            own operators, more slowly.
+        size: keys of a query, (h, w) odd numbers or one for both. On the CPU, windows larger than 13 x 15 use PyTorch's
+            own, slower operators.
         dilation: pixels between neighbours, per axis.
-        bias: (heads, 2h - 1, 2w - 1), by key - query + size - 1 in units of the dilation.
+        bias: (heads, 2h - 1, 2w - 1), indexed by key - query + size - 1 in units of the dilation.
         scale: factor of the logits; head_dim ** -0.5 when None.
 
     Returns:

@@ -9,9 +9,9 @@ from zoo.kernels.checks import as_pair
 from zoo.kernels.native import as_float, call, empty, numbers, strides
 
 TALLEST, WIDEST = 13, 15
-"""Rows and columns of the largest window: the C++ is compiled once for each number of rows."""
+"""Rows and columns of the largest window; the C++ code is compiled once for each number of rows."""
 SPARE = 16
-"""Numbers after each row of a table, so that the kernels can read a whole vector from its last entry."""
+"""Padding after each row of a table, so that the kernels can read a whole vector from its last entry."""
 
 
 def limit(size: int | tuple[int, int]) -> str:

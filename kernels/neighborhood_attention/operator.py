@@ -1,4 +1,4 @@
-"""Neighborhood attention as an operator of PyTorch."""
+"""Neighborhood attention as a PyTorch operator."""
 
 from zoo.kernels.biased_operator import register
 from zoo.kernels.neighborhood_attention.reference import neighborhood_attention

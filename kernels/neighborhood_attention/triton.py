@@ -24,7 +24,7 @@ from zoo.kernels.neighborhood_attention.triton_plan import FORWARD, plan_of, pos
 __all__ = ["backward", "forward"]
 
 PER_SM = 7
-"""Programs of `_forward` on a multiprocessor at once."""
+"""Programs of `_forward` that run on a multiprocessor at once."""
 
 
 def forward(

@@ -11,11 +11,11 @@ from zoo.kernels.neighborhood_attention.triton_lattice import box_of, stretch_of
 from zoo.kernels.neighborhood_attention.triton_plan import Plan
 
 PER_SM = 16
-"""Programs of `_by_difference` on a multiprocessor at once."""
+"""Programs of `_by_difference` that run on a multiprocessor at once."""
 
 
 def bias_gradient(plan: Plan, partial: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The gradient of `bias` from the sums that the programs of `_queries` have left, by that kernel's plan."""
+    """The gradient of `bias` from the sums written by the programs of `_queries` according to that kernel's plan."""
     heads, down, across = bias.shape
     programs = plan.grid[0] // heads
     parts = max(1, min(programs, PER_SM * multiprocessors(bias.device) // (heads * down)))

@@ -19,7 +19,7 @@ from zoo.kernels.neighborhood_attention.triton_lattice import (
 from zoo.kernels.neighborhood_attention.triton_pairs import block_of_pairs
 
 PER_SM = 5
-"""Programs of `_keys_values` on a multiprocessor at once."""
+"""Programs of `_keys_values` that run on a multiprocessor at once."""
 
 
 @triton.jit(do_not_specialize=["batch", "share"])
@@ -31,7 +31,7 @@ def _keys_values(
     BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of tiles of keys, from the boxes of queries that see them."""
+    """Gradients of tiles of keys and values, from the boxes of queries that see them."""
     ROWS: tl.constexpr = TILE_Y * TILE_X
     head, image, group, members_y, members_x, first_y, first_x, tiles, kind = stretch_of(
         tl.program_id(0), height, width, heads, dilation_y, dilation_x, down, kinds_y, kinds_x, row_of_kinds,

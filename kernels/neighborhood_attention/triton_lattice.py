@@ -1,11 +1,12 @@
-"""What the Triton kernels of neighborhood attention share: tiles of the dilated lattice and what they see.
+"""Shared by the Triton kernels of neighborhood attention: tiles of the dilated lattice and what they see.
 
-Positions that are equal modulo the dilation on both axes form a group, in which a position has a rank (row, column).
-A group falls into tiles of 32 positions. The ranks that a tile sees, or that see it, fill a box, which is visited in
-blocks of COLUMNS positions, counted row by row.
+Positions that are equal modulo the dilation on both axes form a group, in which a position has a rank (row, column). A
+group is divided into tiles of 32 positions. The ranks that a tile sees, or that see it, fill a box, which is processed
+in blocks of COLUMNS positions, counted row by row.
 
-Tiles far enough from the borders of their group are alike: boxes, windows and biases are the same, counted from the
-first position. Counted on one axis, the first of them stands for all: tiles are of one kind if they stand for the same.
+Tiles far enough from the borders of their group are alike: relative to their first position, boxes, windows and biases
+are the same. On each axis, the first of them represents all: tiles are of one kind if they have the same
+representative.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def alike(members, SIZE: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr):
-    """On one axis: how many tiles lie before those that are alike, and how many are like the first of these.
+    """On one axis: the number of tiles before those that are alike, and the number of tiles like the first of these.
 
-    With KEYS, tiles of queries, whose windows no border has shifted; else tiles of keys, seen by no shifted window.
+    With KEYS, tiles of queries whose windows are not shifted by a border; else tiles of keys seen by no shifted window.
     """
     MARGIN: tl.constexpr = SIZE // 2 if KEYS else SIZE
     BEFORE: tl.constexpr = (MARGIN + TILE - 1) // TILE
@@ -45,7 +46,8 @@ def stretch_of(
     """The work of a program: up to `stretch` neighbouring tiles of one kind in one row, in a chunk of images.
 
     Returns the head, the chunk, the group and its members, the rank of the first tile's first position, the number of
-    tiles and their kind. Groups of fewer members than others have kinds of their own, `kinds_y` or `kinds_x` further.
+    tiles and their kind. Groups with fewer members than others have kinds of their own, offset by `kinds_y` or
+    `kinds_x`.
     """
     head = item % heads
     item //= heads
@@ -113,9 +115,9 @@ def box_of(first, members, SIZE: tl.constexpr, TILE: tl.constexpr, KEYS: tl.cons
 
 @triton.jit
 def box_steps(begin, rows, columns, BLOCK: tl.constexpr):
-    """The positions of a box from the `begin`-th on, counted from its first, and which there are.
+    """The positions of a box from the `begin`-th on, relative to its first, and which of them exist.
 
-    Those beyond the end repeat the last one: they can be read like all others.
+    Positions after the end repeat the last one, so that they can be read like all others.
     """
     index = begin + tl.arange(0, BLOCK)
     last = rows * columns - 1
@@ -153,7 +155,7 @@ def write(t, rows, value, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def write_sums(at, total, delta, inside):
-    """Store two float32 numbers of a query as one number: where keys read them, they need both."""
+    """Store two float32 numbers of a query as one, because keys always read both."""
     low = total.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
     tl.store(at, low | (delta.to(tl.int32, bitcast=True).to(tl.int64) << 32), mask=inside)
 

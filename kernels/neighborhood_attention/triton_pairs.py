@@ -1,6 +1,6 @@
-"""What the products of queries and keys start from: biases in units of the scale, -inf outside of windows.
+"""Initial values for the products of queries and keys: biases in units of the scale, -inf outside windows.
 
-It is the same for all tiles of one kind and all images, so a table of it is written once per call.
+They are the same for all tiles of one kind and all images, so they are written to a table once per call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo.kernels.neighborhood_attention.triton_plan import Plan
 
 
 def pair_table(plan: Plan, q: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor | None:
-    """The table for the kernels of a plan, if that has one: by kind of tile, head and block of the box."""
+    """The table for the kernels of a plan, if it has one, by kind of tile, head and block of the box."""
     if plan.table is None:
         return None
     table = q.new_empty(plan.table, dtype=torch.float32)
@@ -36,7 +36,7 @@ def pairs_of(
     SIZE_Y: tl.constexpr, SIZE_X: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr,
     KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of all positions of a tile and those of a block of the box: of keys, or else of queries."""
+    """The pairs of all positions of a tile and those of a block of the box: of keys, or else of queries."""
     start_y, start_x, rows, columns = box
     y, x, _ = tile_ranks(first_y, first_x, members_y, members_x, TILE_Y, TILE_X)
     other_y, other_x, there = box_steps(begin, rows, columns, BLOCK)
@@ -73,8 +73,8 @@ def block_of_pairs(
 def read_pairs(table):
     """A block of the table, (32, 16).
 
-    Its numbers lie in memory as two warps hold them for the tensor cores: four of a thread side by side, then those of
-    its neighbour. Counted from the right, the axes in memory are bits of column, row, column, row, row and column.
+    Its numbers are in the order in which two warps hold them for the tensor cores: four of a thread, then those of its
+    neighbour. Counted from the right, the axes in memory are bits of column, row, column, row, row and column.
     """
     numbers = tl.load(table + tl.arange(0, 512))
     return numbers.reshape(2, 2, 8, 4, 2, 2).permute(1, 4, 2, 0, 3, 5).reshape(32, 16)

@@ -1,4 +1,4 @@
-"""How the positions of all images fall into tiles, and these to programs: computed once per shape."""
+"""Divides the positions of all images into tiles and assigns tiles to programs; computed once per shape."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from zoo.kernels.launch import input_precision, multiprocessors
 from zoo.kernels.neighborhood_attention.triton_lattice import COLUMNS, ROWS
 
 LARGEST = 0.5
-"""The most memory of a table of pairs, in units of that of the queries: a larger one serves too few tiles."""
+"""The maximum memory of a table of pairs relative to the queries; a larger one would serve too few tiles."""
 PROLOGUE = 0.3
-"""What a program does once, in units of what it does for a tile of an image."""
+"""The constant cost of a program, in units of its cost per tile of an image."""
 SUMS = 1.5
-"""The same where it leaves sums of all its pairs."""
+"""The same if it writes sums of all its pairs."""
 
 
 class Plan(NamedTuple):
-    """What a kernel is launched with."""
+    """The launch configuration of a kernel."""
 
     grid: tuple[int]
     """Programs: one for every stretch of tiles, chunk of images and head."""
@@ -38,16 +38,16 @@ class Plan(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What a plan has to know of a kernel."""
+    """The properties of a kernel that its plan depends on."""
 
     keys: bool
-    """Whether its tiles are of queries, which visit boxes of keys; else the reverse."""
+    """Whether its tiles contain queries and its boxes keys; else the reverse."""
     blocks: int
-    """How many blocks of a box it can have in hand at once, in half precision with heads of up to 32 channels."""
+    """How many blocks of a box it can hold at once, in half precision with heads of up to 32 channels."""
     sums: bool = False
-    """Whether each program leaves a sum of all its pairs, which should take less memory than what they come from."""
+    """Whether each program writes a sum of all its pairs, which should take less memory than its inputs."""
     registers: int = 0
-    """The most of a thread, if a compiler that is not told takes all there are."""
+    """The maximum number of registers per thread, if the compiler would otherwise take all."""
 
 
 FORWARD = Kernel(True, 10)
@@ -58,7 +58,7 @@ KEYS = Kernel(False, 10)
 def plan_of(
     kernel: Kernel, per_sm: int, q: torch.Tensor, k: torch.Tensor, biased: bool, size: list[int], dilation: list[int]
 ) -> Plan:
-    """The plan of a kernel for tensors like q and k, with `per_sm` programs on a multiprocessor at once."""
+    """The plan of a kernel for tensors like q and k, with `per_sm` programs per multiprocessor."""
     return _plan(
         kernel,
         tuple(q.shape),
@@ -140,9 +140,9 @@ def _plan(
 
 
 def _share(batch: int, tiles: int, resident: int, once: float) -> int:
-    """Images of a program, so that the programs that run at once are done at about the same time.
+    """Images per program, such that concurrent programs finish at about the same time.
 
-    `once` is what a program does beside, in units of what it does for a tile of an image.
+    `once` is the constant cost of a program, in units of its cost per tile of an image.
     """
 
     def time(chunks: int) -> float:
@@ -152,7 +152,7 @@ def _share(batch: int, tiles: int, resident: int, once: float) -> int:
 
 
 def _tile(groups: list[tuple[int, int]], size: tuple[int, int], keys: bool) -> tuple[int, int]:
-    """Height and width of a tile of ROWS positions with which fewest blocks are visited."""
+    """Height and width of the tile of ROWS positions that needs the fewest blocks."""
 
     def blocks(height: int) -> int:
         (down, _, _, rows), (across, _, _, columns) = (
@@ -188,12 +188,12 @@ def _box(first: int, members: int, size: int, tile: int, keys: bool) -> int:
 
 
 def positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float]:
-    """Queries and a scale above zero with the same logits: the kernels count biases in units of the scale."""
+    """Queries and a positive scale with the same logits, because the kernels use biases in units of the scale."""
     return (-q, -scale) if scale < 0 else (q, max(scale, 1e-20))
 
 
 def readable(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors of one stride, in which the channels of a head lie side by side: themselves, or else copies."""
+    """The tensors, or copies of them, with equal strides and the channels of a head contiguous."""
     if tensors[0].stride(-1) == 1 and len({t.stride() for t in tensors}) == 1:
         return tensors
     return tuple(t.clone(memory_format=torch.contiguous_format) for t in tensors)

@@ -19,7 +19,7 @@ from zoo.kernels.neighborhood_attention.triton_lattice import (
 from zoo.kernels.neighborhood_attention.triton_pairs import block_of_pairs
 
 PER_SM = 5
-"""Programs of `_queries` on a multiprocessor at once."""
+"""Programs of `_queries` that run on a multiprocessor at once."""
 
 
 @triton.jit(do_not_specialize=["batch", "share"])
@@ -31,7 +31,7 @@ def _queries(
     BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of tiles of queries; and the sums of its rows for the gradients of keys and values.
+    """Gradients of tiles of queries, and the row sums needed for the gradients of keys and values.
 
     With a bias also the gradients of the logits, summed over the images and tiles of a program, (32, box).
     """

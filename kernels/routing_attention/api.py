@@ -1,4 +1,4 @@
-"""Bi-level routing attention (BiFormer): regions choose regions, tokens attend the tokens of the chosen ones."""
+"""Bi-level routing attention (BiFormer): regions choose regions, and tokens attend to the tokens of the chosen ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def routing_attention(
 ) -> torch.Tensor:
     """softmax(scale * q k^T) v over the tokens of the regions that the query's region is routed to.
 
-    BiFormer, https://arxiv.org/abs/2303.08810, section 3.2. A map whose sides are no multiple of the region is
-    extended at the right and the bottom by zeros, which take part as keys and values.
+    BiFormer, https://arxiv.org/abs/2303.08810, section 3.2. A map whose sides are not multiples of the region is padded
+    at the right and the bottom with zeros, which take part as keys and values.
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides.
@@ -67,7 +67,7 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
     Args:
         q, k: (B, H, W, heads, head_dim), any strides; one choice serves all heads.
         region: (height, width) of a region in positions, or one number for both.
-        topk: regions to choose; all of them where there are fewer.
+        topk: number of regions to choose; all of them if there are fewer.
 
     Returns:
         (B, regions, topk) indices, row-major.
@@ -82,7 +82,7 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
 
 
 def region_scores(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int]) -> torch.Tensor:
-    """The products of the mean query of each region with the mean key of each, by which `region_routes` chooses.
+    """The products of mean queries and mean keys for all pairs of regions, by which `region_routes` chooses.
 
     Args:
         q, k: (B, H, W, heads, head_dim), any strides.

@@ -9,7 +9,7 @@ from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many
 
 
 def limit(region: int | tuple[int, int], routes: torch.Tensor) -> str:
-    """Why a query has too many keys for the C++ kernels; empty if it has not."""
+    """Why a query has too many keys for the C++ kernels; empty if it does not."""
     height, width = as_pair(region, "region")
     return too_many_keys(height * width * routes.shape[2])
 

@@ -1,4 +1,4 @@
-"""Routing attention as an operator of PyTorch: for autograd, torch.compile and friends, whatever computes it."""
+"""Routing attention as a PyTorch operator for autograd, torch.compile and related tools, with any backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.kernels.transforms import differentiable
 def forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: list[int], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, and the logarithm of the sum of exponentials of each query's logits, (B, H, W, heads) float32."""
+    """The output, and the log-sum-exp of each query's logits, (B, H, W, heads) float32."""
     return implementation("routing_attention", q).forward(q, k, v, routes, region, scale)
 
 

@@ -1,4 +1,4 @@
-"""Routing attention on a GPU: keys and values are read where they lie, by the routes; see README.md."""
+"""Routing attention on a GPU: keys and values are read in place, following the routes; see README.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of routing attention on a GPU: one pass by queries, one by keys and the regions that chose them."""
+"""Gradients of routing attention on a GPU: one pass over queries, one over keys and the regions that chose them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backward(
     sizes = (height, width, plan.table)
     choice = log_counts(routes, plan.table, q.dtype) if plan.dense else routes
     grid = (batch * plan.tiles * heads,)
-    delta = lse  # if one pass does it all, no kernel touches it
+    delta = lse  # if one pass is enough, no kernel touches it
     if not plan.single:
         out, delta = readable(out), torch.empty_like(lse)
         arguments = (grad, q, k, v, choice, out, lse, delta, dq, scale, *strides, *out.stride()[:4], *sizes)
@@ -61,9 +61,9 @@ def backward(
 
 @triton.jit
 def _slopes(logits, grads, values, sums, deltas, SINGLE: tl.constexpr, PRECISION: tl.constexpr):
-    """Weights of keys for queries, and slopes of the loss by their logits, (queries, keys).
+    """Weights of keys for queries, and derivatives of the loss by their logits, (queries, keys).
 
-    SINGLE: all keys of a query are there.
+    SINGLE: all keys of a query are present.
     """
     weights = tl.exp2(logits - sums[:, None])
     slopes = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
@@ -190,8 +190,8 @@ def _keys_values(
 def _ordered(work, number, groups, size, TOKENS: tl.constexpr, OWN: tl.constexpr, REGIONS: tl.constexpr):
     """Image, part of a region, and entry in the list of work of a program.
 
-    The longest of all images go first, so that they do not begin last and run alone; then image by image, whose
-    queries stay in the cache.
+    The longest of all images go first, so that none of them starts last and runs alone; the rest follow image by image,
+    so that queries stay in the cache.
     """
     parts: tl.constexpr = (TOKENS + OWN - 1) // OWN
     item, part = number // parts, number % parts

@@ -1,4 +1,4 @@
-"""Routes read from the other side: how often a region was chosen by another, and by which."""
+"""Inverts routes: by which regions, and how often, each region was chosen."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from zoo.kernels.routing_attention.triton_tiles import UNIT
 from zoo.kernels.sizes import ceil_div
 
 GROUP: tl.constexpr = tl.constexpr(64)
-"""The most regions of an image that one program puts in order."""
+"""The maximum number of regions of an image that one program sorts."""
 
 
 def log_counts(routes: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
     """How often each region chose another, (B, regions, columns), as logarithms to base 2 in units of UNIT.
 
-    Columns beyond the regions were never chosen.
+    Columns after the last region count as never chosen.
     """
     batch, regions, topk = routes.shape
     out = routes.new_empty((batch, regions, columns), dtype=dtype)
@@ -29,8 +29,8 @@ def log_counts(routes: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.
 def choosers(routes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The regions that chose region 0, then those that chose region 1 ..., (B, regions * topk), and a list of work.
 
-    Work is (B * groups, regions of a group, 3): a region, where its list begins and how long it is, the longest first;
-    region -1 fills up.
+    Work is (B * groups, regions of a group, 3): a region, and the start and length of its list, longest first; padding
+    has region -1.
     """
     batch, regions, topk = routes.shape
     groups = ceil_div(regions, GROUP.value)
@@ -89,7 +89,7 @@ def _choosers(routes, lists, work, regions, topk, groups, size, blocks):
 
 @triton.jit
 def _chosen(routes, begin, entries, number):
-    """The next entries of an image's routes; beyond them a region after all others."""
+    """The next entries of an image's routes; after the end, a region larger than all others."""
     entry = begin + number
     return entry, tl.load(routes + entry, mask=entry < entries, other=2**31 - 1).to(tl.int32)
 

@@ -1,11 +1,11 @@
-"""What the Triton kernels of routing attention share: how rows of a tile lie on the map, and the sizes of tiles.
+"""Shared by the Triton kernels of routing attention: the positions of a tile's rows on the map, and tile sizes.
 
-A list of regions is cut into tiles: a tile holds a part of one region, or as many whole regions as it has room for.
-Everything that depends on the size of a region is a constant of the kernel, so that no row divides.
+A list of regions is divided into tiles: a tile holds a part of one region, or as many whole regions as fit. Everything
+that depends on the size of a region is a constant of the kernel, so no divisions are needed.
 
-There are two ways to go. By default a program serves one region and walks along the list of regions that it is routed
-to. Where regions are so small that most rows of a tile would stay empty, a tile is filled with many regions, walks
-along the whole map, and adds the logarithm of how often a region was chosen to the logits ("dense").
+There are two methods. By default a program handles one region and goes through the list of regions to which it is
+routed. If regions are so small that most rows of a tile would be empty, a program handles many regions, goes through
+the whole map, and adds the logarithm of how often a region was chosen to the logits ("dense").
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from zoo.kernels.sizes import ceil_div
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 UNIT: tl.constexpr = tl.constexpr(8192.0)
-"""Logarithms in a table are in this unit, so that float16 holds the one of zero choices, too."""
+"""The unit of logarithms in a table, chosen so that float16 can also represent zero choices."""
 NARROWEST, WIDEST = 16, 64
-"""Rows of a tile: no fewer can be multiplied, and no more are held in registers."""
+"""Minimum and maximum rows of a tile: fewer cannot be multiplied, and more do not fit in registers."""
 PER_TILE = 16
-"""What a tile costs beside its rows, in rows."""
+"""The constant cost of a tile, in rows."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a call is cut into programs.
+    """How a call is divided into programs.
 
-    `own` rows stay with a program, `other` rows come and go; `tiles` programs serve an image and a head. `single`: one
-    pass gives all gradients. `options` of a launch are in `constants`.
+    `own` rows stay with a program, `other` rows are loaded in turn; `tiles` programs handle an image and a head.
+    `single`: one pass gives all gradients. `options` of a launch are in `constants`.
     """
 
     dense: bool
@@ -59,7 +59,7 @@ def _tiling(
     height, width, heads, head_dim = shape
     rows, columns = ceil_div(height, region[0]), ceil_div(width, region[1])
     regions, tokens, channels = rows * columns, region[0] * region[1], padded_channels(head_dim)
-    dense = regions * tokens <= NARROWEST * topk  # else the work saved outweighs the empty rows
+    dense = regions * tokens <= NARROWEST * topk  # otherwise the work saved outweighs the empty rows
     most, widest, warps, stages = largest_tile(channels, tensor_cores, backward, precision == "tf32")
     own = min(most, max(NARROWEST, triton.next_power_of_2(regions * tokens if dense else tokens)))
     if tensor_cores or backward:
@@ -94,9 +94,9 @@ def table_columns(regions: int, tokens: int, rows: int) -> int:
 
 
 def largest_tile(channels: int, tensor_cores: bool, backward: bool, tf32: bool) -> tuple[int, int, int, int]:
-    """Rows that stay, rows that come and go, warps and stages, such that nothing is spilled from registers.
+    """Rows that stay, rows loaded in turn, warps and stages, such that no registers are spilled.
 
-    Without tensor cores a thread holds whole rows of both factors. (Triton knows none before Ampere.)
+    Without tensor cores a thread holds whole rows of both factors. (Triton does not use them before Ampere.)
     """
     channels *= 2 if tf32 else 1  # as many bytes
     if channels > 64:
@@ -116,7 +116,7 @@ def padded_channels(head_dim: int) -> int:
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy if a head's channels are not side by side or an image spans more than 32-bit offsets."""
+    """`x`, or a copy if a head's channels are not contiguous or an image exceeds 32-bit offsets."""
     return x if _fits(x.shape[1:], x.stride()[1:]) else x.contiguous()
 
 
@@ -150,7 +150,7 @@ def rows(tile, regions, TOKENS: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.co
 
 @triton.jit
 def listed_rows(tile, listed, regions, TOKENS: tl.constexpr, BLOCK: tl.constexpr, DENSE: tl.constexpr):
-    """Region and token of the rows of a tile of a list of regions, or of all regions, and whether there are such."""
+    """Region and token of the rows of a tile of a list of regions, or of all regions, and whether they exist."""
     place, token, exists = rows(tile, regions, TOKENS, BLOCK, True)
     if DENSE:
         return place, token, exists
@@ -162,7 +162,7 @@ def listed_rows(tile, listed, regions, TOKENS: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def offsets(region, token, x_y, x_x, REGION_H: tl.constexpr, REGION_W: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where positions lie in an image; the sum of a region's origin and of what is the same for all regions."""
+    """Offsets of positions in an image: a region's origin plus an offset that is the same for all regions."""
     origin = region // COLUMNS * (REGION_H * x_y) + region % COLUMNS * (REGION_W * x_x)
     return origin + (token // REGION_W * x_y + token % REGION_W * x_x)
 
@@ -203,7 +203,7 @@ def attention_logits(
 ):  # fmt: skip
     """Logits to base 2 of OWN queries and OTHER keys, minus infinity for keys that are not listed.
 
-    Keys beyond the map are zeros, but they do take part. FULL: all keys are listed.
+    Keys outside the map are zeros that take part in attention. FULL: all keys are listed.
     """
     logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2E)
     if DENSE:
@@ -220,7 +220,7 @@ def _log_choices(
 ):  # fmt: skip
     """Logarithms of how often a tile's queries chose each key of tile number `tile` of all, (OWN, OTHER).
 
-    The columns of the table for the regions of that tile, each repeated for the tokens of its region: a product.
+    The table's columns for the regions of that tile are repeated for the tokens of each region by a product.
     """
     fit: tl.constexpr = OTHER // TOKENS if OTHER > TOKENS else 1
     parts: tl.constexpr = (TOKENS + OTHER - 1) // OTHER

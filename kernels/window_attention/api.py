@@ -1,4 +1,4 @@
-"""Attention inside windows, grids and strided groups of a feature map."""
+"""Attention within windows, grids and strided groups of a feature map."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def window_attention(
 ) -> torch.Tensor:
     """softmax(scale * q k^T + bias) v inside each group of h x w tokens taken every `interval` pixels.
 
-    A map whose sides are no multiple of size * interval is extended at the right and the bottom; the
-    positions so added are masked and never influence a real one.
+    A map whose sides are not multiples of size * interval is padded at the right and the bottom; the padding is masked
+    and never influences real positions.
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides.

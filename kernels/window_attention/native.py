@@ -8,7 +8,7 @@ from zoo.kernels.checks import as_pair
 from zoo.kernels.native import as_float, call, empty, numbers, strides, too_many_keys, zeros
 
 MOST_PARTS = 64
-"""Tasks of a head, in the backward pass."""
+"""Tasks per head in the backward pass."""
 
 
 def limit(size: int | tuple[int, int]) -> str:

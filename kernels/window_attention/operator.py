@@ -1,4 +1,4 @@
-"""Window attention as an operator of PyTorch."""
+"""Window attention as a PyTorch operator."""
 
 from zoo.kernels.biased_operator import register
 from zoo.kernels.window_attention.reference import window_attention

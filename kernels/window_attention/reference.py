@@ -43,7 +43,7 @@ def _padding_mask(
     interval: tuple[int, int],
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """(groups, 1, 1, tokens): 0 for keys of the map, a large negative number for the added ones.
+    """(groups, 1, 1, tokens): 0 for keys on the map, a large negative number for padding.
 
     Finite, so that a group without a single real key still has a softmax and a gradient.
     """

@@ -1,4 +1,4 @@
-"""Window attention on a GPU: the tokens of a group are read where they lie, without copy or mask; see README.md."""
+"""Window attention on a GPU: the tokens of a group are read in place, without copy or mask; see README.md."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _packed(call, qkv, bias, given, gradients, scale) -> torch.Tensor | None:
 
 
 def _cut(call, qkv, bias, given, gradients, scale) -> torch.Tensor | None:
-    """A kernel for queries, one for keys and values, one for the bias."""
+    """One kernel for queries, one for keys and values, one for the bias."""
     grad, out, lse = given
     dq, dk, dv = gradients
     table, delta = None if bias is None else table_of(bias, dq.dtype), torch.empty_like(lse)

@@ -1,4 +1,4 @@
-"""The bias in the order in which the tiles of long groups read it, and the sum of its gradient's parts."""
+"""The bias in the order in which tiles of long groups read it, and the sum of the parts of its gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)
 each other here, so that the block is read as 16 bytes a thread, in which the product has it."""
 CELLS = tl.constexpr(512)
 HEIGHT, WIDTH = tl.constexpr(16), tl.constexpr(64)
-"""Parts and cells that are added up side by side."""
+"""Parts and cells that are summed in parallel."""
 
 
 def blocks_of(tokens: int) -> tuple[int, int]:
@@ -36,7 +36,7 @@ def table_of(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def add_up(partial: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The gradient of bias from sums over tiles, (programs, rows, columns), heads of a tile side by side."""
+    """The gradient of bias from sums over tiles, (programs, rows, columns), with the heads of a tile adjacent."""
     gradient = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
     heads, tokens, _ = bias.shape
     own, other = partial.shape[1:]

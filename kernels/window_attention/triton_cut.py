@@ -36,7 +36,7 @@ def forward(call: Call, tensors: list[torch.Tensor | None], scale: float) -> Non
 
 @triton.jit
 def tokens_within(top, height, interval_y, SIZE_Y: tl.constexpr, SIZE_X: tl.constexpr, WHOLE: tl.constexpr):
-    """How many tokens of a group lie in its rows that the map has: all others are beyond it."""
+    """The number of tokens in those rows of a group that are on the map; all others are outside it."""
     if WHOLE:
         return SIZE_Y * SIZE_X
     else:

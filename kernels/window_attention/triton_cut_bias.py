@@ -38,7 +38,7 @@ def bias_gradient(call: Call, tensors: list[torch.Tensor], bias: torch.Tensor, s
 
 @lru_cache(maxsize=1024)
 def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object], tuple[int, int, int]]:
-    """Grid, integers and options of the kernel, and the shape of what it leaves."""
+    """Grid, integers and options of the kernel, and the shape of its output."""
     tile, batch = tiling(call, "bias"), call.shape[0]
     tiles, tiles_x = ceil_div(call.tokens, tile.own), ceil_div(call.tokens, tile.other)
     pairs, resident = tiles * tiles_x, residents(call, tile, per_sm)

@@ -42,7 +42,7 @@ def _backward_keys(
     DOWN: tl.constexpr, ACROSS: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # Keys beyond are rows of their own here, which are not written.
+    # Keys outside the map have rows of their own here, which are not written.
     head, place, first, last = share(tl.program_id(0), heads, places, images, batch)
     group, column = place // tiles, place % tiles * OWN
     top, left = origin(group, across, interval_y, interval_x, SIZE_Y, SIZE_X)

@@ -1,6 +1,6 @@
-"""What the Triton kernels of window attention share: which positions are the rows of a tile, and how they are read.
+"""Shared by the Triton kernels of window attention: the positions of a tile's rows, and how they are read.
 
-All that depends on a group's place in its image is found once a program, which then goes through images.
+Everything that depends on a group's place in its image is computed once per program, which then goes through images.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 UNSEEN = tl.constexpr(-1e30)
-"""The logit of a pair that does not attend: finite, so that a query without a key has a softmax, though a void one."""
+"""The logit of a masked pair: finite, so that a query without any key still has a softmax, though a meaningless one."""
 
 
 COUNTS = (
     "height", "width", "heads", "interval_y", "interval_x", "across",
     "groups", "tiles", "tiles_x", "places", "span", "images", "batch",
 )  # fmt: skip
-"""Arguments of kernels that are not worth a variant."""
+"""Kernel arguments for which no variants are compiled."""
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def on_map(
     token, top, left, height, width, interval_y, interval_x,
     SIZE_Y: tl.constexpr, SIZE_X: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Which tokens exist, and on the map itself; if `WHOLE`, all that exist do."""
+    """Which tokens exist and are on the map itself; if `WHOLE`, all that exist are on it."""
     inside = token < SIZE_Y * SIZE_X
     if not WHOLE:  # rows and columns are counted: comparing every y and x would multiply for each pair of tokens
         inside &= token // SIZE_X < on_axis(top, height, interval_y)
@@ -66,7 +66,7 @@ def on_map(
 
 @triton.jit
 def rows_of(token, top, left, interval_y, interval_x, t_y, t_x, SIZE_X: tl.constexpr, ALIGN: tl.constexpr):
-    """Where the tokens of groups lie in an image whose rows and columns are `t_y` and `t_x` apart."""
+    """Offsets of the tokens of groups in an image whose rows and columns are `t_y` and `t_x` apart."""
     first = top * t_y + left * t_x
     rows = first + token // SIZE_X * (interval_y * t_y) + token % SIZE_X * (interval_x * t_x)
     return tl.multiple_of(rows, ALIGN)
@@ -108,7 +108,7 @@ def write_map(t, rows, start, pixel, head, heads, inside, D: tl.constexpr, BLOCK
 
 @triton.jit
 def weights_of(logits, log):
-    """The exponentials of logits less `log`, a number a row."""
+    """The exponentials of logits minus `log`, one number per row."""
     return tl.exp2(logits * LOG2E - (log * LOG2E)[:, None])
 
 

@@ -44,7 +44,7 @@ def backward(
 
 @lru_cache(maxsize=1024)
 def _plan(call: Call, per_sm: int) -> tuple[tuple[int], tuple[int, ...], dict[str, object], tuple[int, int, int]]:
-    """Grid, integers and options of the kernel, and the shape of the sums that it leaves."""
+    """Grid, integers and options of the kernel, and the shape of the sums that it writes."""
     tiles, batch = tiling(call, "packed"), call.shape[0]
     slots = tiles.own // call.tokens
     places = ceil_div(call.groups, slots)
@@ -92,7 +92,7 @@ def _backward_packed(
             dvalues = tl.dot(tl.trans(weights.to(change.dtype)), change, input_precision=PRECISION)
             write_map(dv, dvalues, start, pixel, head, heads, inside, D, BLOCK_D)
             dweights = tl.dot(change, tl.trans(values), input_precision=PRECISION)
-            # The sum of grad * out over channels, in other words, from what is here already.
+            # This equals the sum of grad * out over channels, from values that are already here.
             delta = tl.sum(weights * dweights, 1)
             dlogits = weights * (dweights - delta[:, None])
             if bias is not None:

@@ -1,4 +1,4 @@
-"""How a call of window attention is cut into programs: found once for each shape, layout and GPU."""
+"""Divides a call of window attention into programs; computed once for each shape, layout and GPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zoo.kernels.sizes import ceil_div
 from zoo.kernels.window_attention.triton_bias import blocks_of
 
 WIDEST = 64
-"""Tokens of the largest group that is packed."""
+"""The number of tokens in the largest group that is packed."""
 WARPS = 4
 """Of a program of which a multiprocessor holds PER_SM, a number in each module with a kernel."""
 
 
 class Call(NamedTuple):
-    """What plans depend on."""
+    """The properties of a call on which plans depend."""
 
     shape: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
@@ -33,22 +33,22 @@ class Call(NamedTuple):
 
     @property
     def heads(self) -> int:
-        """Of each position."""
+        """Heads of each position."""
         return self.shape[3]
 
     @property
     def tokens(self) -> int:
-        """Of a group."""
+        """Tokens of a group."""
         return self.size[0] * self.size[1]
 
     @property
     def groups(self) -> int:
-        """Groups of an image, with those that lie beyond the map because others of their number do not."""
+        """Groups of an image, including groups outside the map that complete the grid."""
         down, across = self._groups()
         return down * across
 
     def whole(self) -> bool:
-        """Whether all groups lie on the map with all their tokens."""
+        """Whether all tokens of all groups are on the map."""
         return all(n % (s * i) == 0 for n, s, i in zip(self.shape[1:3], self.size, self.interval, strict=True))
 
     def integers(self) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ class Call(NamedTuple):
 def call_of(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, size: list[int], interval: list[int]
 ) -> Call:
-    """What is to be planned for these arguments, on the device of q."""
+    """The `Call` for these arguments, on the device of q."""
     strides, bytes_ = (q.stride(), k.stride(), v.stride()), q.element_size()
     device = q.device
     where = (input_precision(q), capability(device), multiprocessors(device))
@@ -90,7 +90,7 @@ def call_of(
 
 
 class Tiling(NamedTuple):
-    """Tiles of a kernel: `own` rows stay with a program, `other` rows come and go; equal if packed."""
+    """Tiles of a kernel: `own` rows stay with a program, `other` rows are loaded in turn; equal if packed."""
 
     packed: bool
     own: int
@@ -125,7 +125,7 @@ def _packed_tiling(call: Call, kernel: str, plain: bool, width: int) -> Tiling:
         warps, stages = rows // (16 if light else 8), 2 if width <= 128 else 1
     else:
         warps = rows // (16 if light and call.bytes == 2 else 8)
-        # The bias and its gradient, and masks, if any, may leave no registers for loads ahead.
+        # The bias, its gradient and any masks may leave no registers for prefetching.
         full = call.biased and (call.tokens > 56 or (rows == WIDEST and not call.whole()))
         stages = 2 if light and call.generation >= 90 and not full else 1
     return Tiling(True, rows, rows, 8 if plain else warps, stages)
@@ -159,15 +159,15 @@ def residents(call: Call, tiles: Tiling, per_sm: int) -> int:
 
 
 def images_of(work: int, batch: int, resident: int) -> int:
-    """How many images each program takes, if there are `work` programs an image: so that the last wave is full.
+    """Images per program, given `work` programs per image, such that the last wave is full.
 
-    A program's beginning takes about as long as an image.
+    The start of a program takes about as long as an image.
     """
     return min(range(batch, 0, -1), key=lambda n: ceil_div(work * ceil_div(batch, n), resident) * (n + 1), default=1)
 
 
 def share_of(call: Call, work: int, places: int, resident: int, least: int) -> tuple[int, int]:
-    """Of how many places and images a program sums the bias's gradient, at least of `least` in all if there are.
+    """Numbers of places and images over which a program sums the bias's gradient, at least `least` in all if possible.
 
     There are `work` programs for a place.
     """
@@ -192,11 +192,11 @@ def cut_plan(call: Call, kernel: str, per_sm: int) -> tuple[tuple[int], tuple[in
 
 @lru_cache(maxsize=1024)
 def readable(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a head's channels lie side by side and an image spans no more than 32-bit offsets."""
+    """Whether a head's channels are contiguous and an image fits in 32-bit offsets."""
     span = sum((n - 1) * abs(step) for n, step in zip(shape[1:], stride[1:], strict=True))
     return stride[-1] == 1 and span < 2**31
 
 
 def in_place(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors, or copies of those that kernels cannot read where they lie."""
+    """The tensors, with copies of those that kernels cannot read in place."""
     return [t if readable(t.shape, t.stride()) else t.contiguous() for t in tensors]

@@ -1,4 +1,4 @@
-"""Times and sizes: of operations, whole models, training, other versions; kernels for GPUs that are not there; tables.
+"""Benchmarks of operations, whole models, training and other versions; compilation for absent GPUs; tables.
 
 python scripts/bench --help
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # a folder that is run is no package
+sys.path[0] = str(Path(__file__).parents[1])  # a folder run as a script is not a package
 
 import typer  # noqa: E402
 

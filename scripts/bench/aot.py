@@ -3,9 +3,9 @@
     python scripts/bench aot --csv benchmarks/aot.csv
     python scripts/bench aot --operation window_attention --target sm_75 --case stage --details window.csv
 
-The launches of a forward and a backward pass of each case of a real variant, and of some awkward ones, are recorded and
-compiled as they would be at run time. Exit status 1 if a kernel does not compile, takes more shared memory than the GPU
-has, or, with heads of at most 64 channels on sm_80 or later, spills more than a few registers.
+The launches of a forward and a backward pass of each case of a real variant, and of some edge cases, are recorded and
+compiled as at run time. Exit status 1 if a kernel does not compile, takes more shared memory than the GPU has, or, with
+heads of at most 64 channels on sm_80 or later, spills more than a few registers.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ TARGETS = ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = ["float16", "bfloat16", "float32", "tf32"]
 FROM_AMPERE = ("bfloat16", "tf32")
 LITTLE = 65536
-"""Bytes of shared memory that are too few for float32 heads of more than `WIDEST_EXACT_HEAD` channels."""
+"""Bytes of shared memory; too few for float32 heads of more than `WIDEST_EXACT_HEAD` channels."""
 AWKWARD_CASES = 3
-"""How many of the awkward cases of an operation are compiled, the widest heads first."""
+"""How many edge cases of an operation are compiled, the widest heads first."""
 MOST = ("registers", "spills", "shared", "instructions")
-"""Of these a summary has the largest."""
+"""Columns of which a summary contains the maximum."""
 NARROW = 64
-"""Heads up to which no more may spill than SPARE."""
+"""The widest heads for which at most SPARE may be spilled."""
 SPARE = 128
-"""Bytes of a thread: numbers that stay the same from image to image, which the first-level cache gives back."""
+"""Bytes per thread: values that stay the same from image to image, which are reloaded from the L1 cache."""
 
 
 def main(
@@ -66,7 +66,7 @@ def main(
     for name in operation or with_triton():
         try:
             wanted += variants(name, case, target, dtype, batch)
-        except Exception as error:  # the other operations are still of interest
+        except Exception as error:  # continue with the other operations
             broken.append(f"does not run: {name}: {type(error).__name__}: {error}")
     rows = compile_all(wanted, jobs)
     show(summary(rows, "kernel"))
@@ -149,7 +149,7 @@ def row_of(operation: str, kernel: Kernel, target: Target, dtype: str, cases: li
 
 
 def summary(rows: list[dict], by: str) -> list[dict]:
-    """A row for each kernel, or operation, and target: the most that its variants take, and how many have problems."""
+    """One row per kernel or operation, and target: the maximum over its variants, and how many have problems."""
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         groups[row[by], row["target"]].append(row)
@@ -163,7 +163,7 @@ def summary(rows: list[dict], by: str) -> list[dict]:
 
 
 def show(totals: list[dict]) -> None:
-    """Print a line a kernel and target."""
+    """Print one line per kernel and target."""
     table = Table("kernel", "target", "variants", "registers", "spills (B)", "shared (KiB)", "of", "problems")
     for row in totals:
         numbers = (row["variants"], row["registers"], row["spills"])

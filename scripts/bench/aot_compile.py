@@ -1,7 +1,7 @@
-"""Compiles Triton kernels for GPUs that are not there: what an operation would launch, and what it would take.
+"""Compiles Triton kernels for absent GPUs: what an operation would launch, and the resources it would need.
 
-The door at which kernels are launched (`zoo.kernels.launch`) is replaced by a recorder, so an operation on the CPU
-shows its launches without running them.
+The launch function (`zoo.kernels.launch`) is replaced by a recorder, so an operation on the CPU reveals its launches
+without running them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Target:
 
     @property
     def shared(self) -> int:
-        """The most shared memory of a program, in bytes; CUDA C++ Programming Guide, AMD's CDNA 3 manual."""
+        """The maximum shared memory of a program, in bytes; CUDA C++ Programming Guide, AMD's CDNA 3 manual."""
         if not self.cuda:
             return 65536
         return SHARED.get(self.name, 232448 if self.generation < 120 else 101376)
@@ -85,7 +85,7 @@ class Kernel:
 
 
 def recorded(operation: str, case, dtype: str, generations: list[int], batch: int) -> dict[int, list[Kernel]]:
-    """What a forward and a backward pass of a case launch, by the generation of the GPU; tf32 is a dtype here."""
+    """The launches of a forward and a backward pass of a case, by GPU generation; tf32 counts as a dtype here."""
     step = prepared(operation, case, dtype, batch)
     found = {}
     for generation in generations:
@@ -100,7 +100,7 @@ def precision_of(dtype: str) -> str:
 
 
 def prepared(operation: str, case, dtype: str, batch: int) -> Callable[[], None]:
-    """A forward and a backward pass of a case, on the CPU: for where launches are not run."""
+    """A forward and a backward pass of a case on the CPU, for use where launches are not run."""
     import_module(f"zoo.kernels.{operation}.triton")
     tensors = case.tensors(batch, dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype))
     leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
@@ -115,7 +115,7 @@ def prepared(operation: str, case, dtype: str, batch: int) -> Callable[[], None]
 
 @contextmanager
 def recorder(generation: int, precision: str = "ieee") -> Iterator[list[Kernel]]:
-    """Within this context launches are noted instead of run, as on a GPU of that generation and with that precision."""
+    """Within this context launches are recorded instead of run, as on a GPU of that generation with that precision."""
     kernels: list[Kernel] = []
 
     def launch(kernel, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
@@ -188,7 +188,7 @@ def type_of(value: object) -> str:
 
 
 def compiled(kernel: Kernel, target: Target) -> dict[str, object]:
-    """What a kernel takes on a target: registers, spilled bytes and code of a thread, shared memory; or an error."""
+    """A kernel's resources on a target: registers, spilled bytes and code per thread, shared memory; or an error."""
     attributes = {(i,): [["tt.divisibility", 16]] for i in kernel.aligned}
     if not target.cuda:
         for i in kernel.small:
@@ -197,7 +197,7 @@ def compiled(kernel: Kernel, target: Target) -> dict[str, object]:
         function = getattr(import_module(kernel.module), kernel.name)
         source = ASTSource(function, dict(kernel.signature), dict(kernel.constants), attributes)
         binary = triton.compile(source, target=target.triton(), options=dict(kernel.options))
-    except Exception as error:  # a compiler's error of any kind is the finding
+    except Exception as error:  # any compiler error is a result
         lines = str(error).strip().splitlines() or [""]
         return dict.fromkeys(USAGE, "") | {"error": f"{type(error).__name__}: {lines[-1][:200]}"}
     usage = _cuda_usage(binary.asm["cubin"]) if target.cuda else _hip_usage(binary.asm["amdgcn"])
@@ -219,7 +219,7 @@ def _cuda_usage(cubin: bytes) -> dict[str, object]:
 def _instructions(sass: str) -> dict[str, object]:
     """How many instructions a kernel has, and each of its innermost loops, in their order: "210+455".
 
-    A loop is what a jump goes back over; a jump to itself ends a program.
+    A backward jump marks a loop; a jump to itself ends a program.
     """
     code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass)]
     jumps = [(at, re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)) for at, text in code]

@@ -1,9 +1,9 @@
-"""The attention operations of `zoo.kernels` by PyTorch's attention over a whole map, with mask and bias.
+"""The attention operations of `zoo.kernels` computed with PyTorch's attention over a whole map, with mask and bias.
 
-flex_attention takes both as functions of positions. Positions stand in the order of their groups (dilated maps),
-windows or regions, so that it can skip blocks of pairs. scaled_dot_product_attention takes both as one tensor of all
-pairs. A builder takes a case, the number of images and the device, and gives a function of the operation's tensors by
-name, or None where it cannot express the case.
+flex_attention takes both as functions of positions. Positions are ordered by their groups (dilated maps), windows or
+regions, so that it can skip blocks of pairs. scaled_dot_product_attention takes both as one tensor of all pairs. A
+builder takes a case, the number of images and the device, and returns a function of the operation's tensors by name, or
+None if it cannot express the case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Function = Callable[..., torch.Tensor]
 MOST_PAIRS = 2**30
 """Above this number of query-key pairs no tensor of all pairs is made."""
 MOST_SEQUENCES = 2**16 - 1
-"""SDPA takes no more at once on some GPUs."""
+"""The most that SDPA supports at once on some GPUs."""
 
 
 def _heads_first(x: torch.Tensor) -> torch.Tensor:
@@ -63,13 +63,13 @@ class Lattice:
         self.grouped = dilation != (1, 1)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Whether a query attends a key."""
+        """Whether a query attends to a key."""
         down, right = self.y[key] - self.first_y[query], self.x[key] - self.first_x[query]
         inside = (down >= 0) & (down < self.h) & (right >= 0) & (right < self.w)
         return inside & (self.group[query] == self.group[key])
 
     def entry(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the bias of a pair stands in the table; of a pair that does not see each other, anywhere."""
+        """The table index of a pair's bias; arbitrary for pairs that do not see each other."""
         down = self.y[key] - self.y[query] + self.h - 1
         right = self.x[key] - self.x[query] + self.w - 1
         return down.clamp(0, 2 * self.h - 2), right.clamp(0, 2 * self.w - 2)
@@ -185,7 +185,7 @@ def _from_regions(x: torch.Tensor, case) -> torch.Tensor:
 
 
 def _flex_routing(case, batch: int, device: str) -> Function | None:
-    """The mask depends on the routes, so it is made anew in every call."""
+    """The mask depends on the routes, so it is rebuilt in every call."""
     if not _fills(case):
         return None
     tokens, area = case.shape[0] * case.shape[1], case.region[0] * case.region[1]

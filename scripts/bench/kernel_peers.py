@@ -1,4 +1,4 @@
-"""Other ways to compute the operations of `zoo.kernels`, to compare: those that are installed and can express a case.
+"""Other implementations of the operations of `zoo.kernels` for comparison: those installed that can express a case.
 
 flex_attention and sdpa: see `kernel_masks.py`; of windows and routed regions the reference itself is SDPA on
 partitioned or gathered tensors, which is how timm and the published code do it. natten: up to 0.17 in three steps with
@@ -34,9 +34,9 @@ class Peer:
 
 
 def peers(operation: str, case, batch: int, device: str, training: bool) -> dict[str, Callable[[], Peer | None]]:
-    """What makes the other implementations of an operation that are here, by name; None for one that cannot run a case.
+    """Factories for the available other implementations of an operation, by name; None for one that cannot run a case.
 
-    Each is made when it is its turn: what fails in making one is no matter of the others.
+    Each is created in its turn, so that a failure of one does not affect the others.
     """
     found = {}
     if not (training and device == "cpu"):  # flex_attention has no backward pass on the CPU

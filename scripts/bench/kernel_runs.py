@@ -1,9 +1,9 @@
-"""What an operation of `zoo.kernels` takes, by our kernels, by the specification and by other implementations.
+"""Measures an operation of `zoo.kernels` with our kernels, the specification and other implementations.
 
 On a GPU: replays of CUDA graphs with cold caches, and beside them the time of an eager call and of the host alone. The
 floor is a copy of as many bytes as the tensors of the call have, each read or written once. On the CPU: medians of
 rounds in which all take turns, and the floor follows from the bandwidth of a large copy; what fits into caches may beat
-it. What computes something else than the reference is not timed.
+it. Implementations whose results differ from the reference are not timed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from zoo.kernels import use_backend
 from zoo.kernels.backends import choose
 
 BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest error of an output that is timed, relative to its largest number."""
+"""The largest error of an output, relative to its maximum, for which an implementation is timed."""
 MODES = ("forward", "training")
 OURS = ("triton", "native")
 CHECKED_IMAGES = 4
-"""Results are checked on so many images, for which the specification has memory."""
+"""The number of images on which results are checked, for which the specification has enough memory."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,7 +61,7 @@ class Job:
 def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda provider: True) -> Iterator[dict]:
     """A row for each provider that computes what the reference computes, ours first, as soon as it is timed.
 
-    Why others do not goes to `problems`.
+    The reasons for omitting others are added to `problems`.
     """
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def measure(job: Job, problems: list[str], only: Callable[[str], bool] = lambda 
 
 @contextmanager
 def _noted(job: Job, name: str, problems: list[str]) -> Iterator[None]:
-    """Whoever fails, in a compiler, for want of memory or in the check, is left out, unless the GPU is lost with it."""
+    """An implementation that fails to compile, runs out of memory or is wrong is omitted, unless the GPU is lost."""
     try:
         yield
     except Exception as error:
@@ -138,14 +138,14 @@ def of_images(tensors: Tensors, images: slice) -> Tensors:
 
 
 def is_common(name: str) -> bool:
-    """Whether an argument is no part of an image, so that its gradient is a sum over all images."""
+    """Whether an argument is shared by all images, so that its gradient is a sum over images."""
     return "bias" in name
 
 
 def specified(job: Job, tensors: Tensors, upstream: torch.Tensor | None) -> Tensors:
     """What the reference gives for the first images in single precision.
 
-    Gradients of what is common to all images are there only if these are all.
+    Gradients of shared arguments are included only if these are all images.
     """
     some = of_images(tensors, slice(CHECKED_IMAGES))
     exact = {name: t.float() if t.is_floating_point() else t for name, t in some.items()}

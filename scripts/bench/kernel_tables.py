@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def show(rows: list[dict]) -> None:
-    """Print a line a provider."""
+    """Print one line per provider."""
     if not rows:
         return
     first = rows[0]
@@ -29,9 +29,9 @@ def show(rows: list[dict]) -> None:
 
 
 def write_markdown(path: Path, rows: list[dict], script: str) -> None:
-    """For each machine a table for each operation, mode and dtype: a line a case, a column a provider.
+    """For each machine, a table for each operation, mode and dtype: one row per case, one column per provider.
 
-    What was measured again on a machine counts as it was measured last.
+    Of repeated measurements on a machine, the last one counts.
     """
     lines: list[str] = []
     for machine in dict.fromkeys(map(_machine, rows)):
@@ -53,7 +53,7 @@ def write_markdown(path: Path, rows: list[dict], script: str) -> None:
 
 
 def plot(path: Path, curves: dict[str, list[dict]]) -> None:
-    """Median time against the side of the map: a field an operation, a line a provider."""
+    """Plot median time against the side of the map: one panel per operation, one line per provider."""
     import matplotlib
 
     matplotlib.use("Agg")

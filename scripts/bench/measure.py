@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: timing in turn, peak memory, name and bandwidth of the machine, CSV rows."""
+"""Shared by the benchmark scripts: alternating timing, peak memory, name and bandwidth of the machine, CSV rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ L2_BYTES = 256 * 2**20
 def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, float]:
     """Median seconds of each call, in turn, so that a change of the machine's speed hits all of them.
 
-    In its turn a call runs twice, and the second is timed: caches hold what is its own, as where it runs alone.
+    In its turn a call runs twice, and the second run is timed, so that caches are as if it ran alone.
     """
     seconds: dict[str, list[float]] = {who: [] for who in calls}
     for i in range(rounds + warmup):
@@ -98,7 +98,7 @@ def why_it_waits(call: Call) -> str:
 
 
 def gpu_is_lost() -> bool:
-    """Whether an error has left this process without a GPU: an illegal access does, a lack of memory does not."""
+    """Whether an error has made the GPU unusable in this process: an illegal access does, a lack of memory does not."""
     if not torch.cuda.is_initialized():
         return False
     try:
@@ -122,7 +122,7 @@ def kernel_times(call: Call, rounds: int = 5) -> dict[str, float]:
 
 
 def peak_memory(call: Call, kind: str = "cpu") -> float:
-    """The most megabytes that a call holds in tensors at once, beside what is there before it."""
+    """The peak megabytes that a call holds in tensors, in addition to those that existed before."""
     if kind == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -136,7 +136,7 @@ def peak_memory(call: Call, kind: str = "cpu") -> float:
 
 
 def bandwidth(kind: str) -> float:
-    """Bytes a second that a copy of a large buffer reads and writes."""
+    """Bytes per second read and written by a copy of a large buffer."""
     source = torch.zeros(COPIED_MB[kind] * 2**20, dtype=torch.uint8, device=kind)
     target = torch.empty_like(source)
     seconds = race({"copy": lambda: target.copy_(source)}, rounds=10)["copy"]
@@ -192,7 +192,7 @@ def append(path: Path, rows: list[dict]) -> None:
 
 
 def _warm_up(call: Call) -> None:
-    """As a capture wants it: on a stream of its own."""
+    """Warm up on a separate stream, as a graph capture requires."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

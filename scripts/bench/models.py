@@ -5,11 +5,12 @@
     python scripts/bench models --model nat_tiny --peer ../published.py --pass forward --pass training
 
 Peers are timm, where it has a model of the name, and the files given as `--peer`: each defines `create_model(name)`, a
-module or None (or any exception) for a name it does not know, and is named by its stem. That is how published code that
-is no part of this repository is compared. All run in one process, in turn, so that a change of the machine's speed hits
-them alike; medians are compared. Peak memory is the most that one pass holds in tensors at once, beside the model and
-the images. A training pass is a forward and a backward pass of a cross entropy, without stochastic depth and optimiser.
-Below single precision the passes run under autocast. `graphed` is compiled with CUDA graphs (`mode="reduce-overhead"`).
+module or None (or any exception) for a name it does not know, and is named by its stem. This allows comparison with
+published code that is not part of this repository. All run in one process, in turn, so that changes in the machine's
+speed affect them equally; medians are compared. Peak memory is the maximum that one pass holds in tensors at once, in
+addition to the model and the images. A training pass is a forward and a backward pass of a cross entropy, without
+stochastic depth and optimiser. Below single precision the passes run under autocast. `graphed` is compiled with CUDA
+graphs (`mode="reduce-overhead"`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def measure(
     device: str,
     rounds: int,
 ) -> list[dict]:
-    """The rows of one model, mode, pass and batch: ours and each peer's that knows the model and can run it."""
+    """The rows of one model, mode, pass and batch: ours, and those of each peer that has the model and can run it."""
     torch.compiler.reset()
     images = torch.randn(batch, 3, size, size, device=device)
     calls = {}
@@ -94,7 +95,7 @@ def measure(
             "median_ms": round(1e3 * seconds[provider], 2),
             "images_per_second": round(batch / seconds[provider], 2),
             "ratio": round(seconds[first_peer] / seconds[provider], 3),
-            # A replay of a graph takes nothing: what it needs is set aside for it beforehand.
+            # A replay of a graph allocates nothing: its memory is reserved beforehand.
             "peak_mb": "" if mode == "graphed" else round(peak_memory(call, device), 1),
         }
         for provider, call in calls.items()
@@ -102,7 +103,7 @@ def measure(
 
 
 def show(groups: list[list[dict]]) -> None:
-    """Print rows, ours beside each peer's."""
+    """Print rows, ours next to each peer's."""
     names = (
         "model",
         "batch",
@@ -181,7 +182,7 @@ def infer(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def train(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
-    """A forward and a backward pass; the gradients are let go."""
+    """A forward and a backward pass; the gradients are discarded."""
     labels = torch.arange(len(images), device=images.device)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         loss = F.cross_entropy(model(images), labels)
@@ -193,7 +194,7 @@ def works(call: Call, what: str) -> bool:
     """Whether a peer can run at all; if not, it is left out with a warning."""
     try:
         call()
-    except Exception as error:  # whatever stops the code of others is not ours to fix
+    except Exception as error:  # any failure of other code is ignored
         warnings.warn(f"{what}: left out, {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
         return False
     return True

@@ -67,7 +67,7 @@ def measure(name: str, side: int, rounds: int) -> dict:
 
 
 def show(rows: list[dict], sizes: list[int]) -> None:
-    """Print milliseconds and megabytes by size, a line a model, with the growth of both."""
+    """Print milliseconds and megabytes by size, one line per model, with the growth of both."""
     table = Table("model", *(f"{side}" for side in sizes), "growth of time", "of memory")
     for start in range(0, len(rows), len(sizes)):
         line = rows[start : start + len(sizes)]

@@ -22,7 +22,7 @@ Cells = dict[tuple[str, ...], dict[str, str]]
 
 
 def show() -> None:
-    """Print a line a model that was measured against published code or timm."""
+    """Print one line per model that was measured against published code or timm."""
     with ROWS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
     cells: Cells = {(r["model"], r["provider"], r["mode"], r["pass"], r["batch"]): r for r in rows}
@@ -36,7 +36,7 @@ def show() -> None:
 
 
 def value(cells: Cells, model: str, peer: str, mode: str, kind: str, column: str) -> str:
-    """Batch 1 and 8: our images a second, how many times faster we are, or how much of the memory we need."""
+    """Batch 1 and 8: our images per second, our speed-up, or our share of the memory."""
     texts = []
     for batch in BATCHES:
         own, other = (cells.get((model, who, mode, kind, batch)) for who in ("zoo", peer))

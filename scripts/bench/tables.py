@@ -1,4 +1,4 @@
-"""Writes the model table of README.md anew, and prints that of whole models on a CPU.
+"""Rewrites the model table of README.md, and prints the table of whole models on a CPU.
 
 python scripts/bench tables
 """

@@ -4,10 +4,10 @@
     python scripts/bench training ../pytorch-image-models/train.py --model maxvit_tiny_tf_224 --size 128 --rounds 5
 
 The script of timm's repository (https://github.com/huggingface/pytorch-image-models) is not in its package: check out
-the release that is installed. It trains timm's model, and the zoo's too, which tells the loop from the model. Images
-are crops of photographs that scikit-learn ships. Both read them with two workers, crop, flip and jitter them, and take
-steps of AdamW; validation and start are not counted. The last column is how fast the workers alone are: faster than
-the model, if reading images is not what a step waits for.
+the release that is installed. It trains timm's model and the zoo's, which separates the effect of the loop from that of
+the model. Images are crops of photographs that come with scikit-learn. Both read them with two workers, crop, flip and
+jitter them, and take steps of AdamW; validation and start are not counted. The last column is the speed of the workers
+alone, which is higher than the model's unless steps wait for images.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def timm_rate(
 
 
 def call(arguments: str) -> str:
-    """What Python prints when it is called so."""
+    """The output of Python for these arguments."""
     command = [sys.executable, *shlex.split(arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 

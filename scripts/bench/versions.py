@@ -1,4 +1,4 @@
-"""Times two checkouts of this repository against each other, in turn, in one run: what a change costs or gains.
+"""Times two checkouts of this repository against each other, in turn, in one run, to measure the effect of a change.
 
     git worktree add ../before HEAD~1
     python scripts/bench versions ../before --model nat_mini --mode eager --batch 1

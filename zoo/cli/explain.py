@@ -49,7 +49,7 @@ def explain(
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")] = False,
 ) -> None:
-    """A picture of what one pixel attends, layer by layer, or by another method."""
+    """Draw what one pixel attends to, layer by layer, or explain the model by another method."""
     with reported():
         _check_options(method, {"--point": point, "--layer": layer, "--head": head, "--label": label})
         import torch

@@ -59,7 +59,7 @@ def info(
     model: Annotated[str, typer.Argument(help="A variant, FILE.yaml or FILE.yaml:VARIANT.")],
     size: Annotated[int | None, typer.Option(help="Side of a square image for the GMACs, in pixels.")] = None,
 ) -> None:
-    """What is known of one model: size, cost, accuracy, licences, where its weights are."""
+    """Show the facts about a model: size, cost, accuracy, licences, sources of its weights."""
     with reported():
         from zoo import model_info
 
@@ -92,10 +92,10 @@ def predict(
     pretrained: Pretrained = False,
     topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
 ) -> None:
-    """Labels of pictures: ImageNet's, or those that a checkpoint of `zoo train` was trained with.
+    """Predict labels of pictures: ImageNet's, or those of a checkpoint of `zoo train`.
 
-    Of a folder all pictures in it and below are read, sorted by folder and name; hidden ones are passed over. The exit
-    status is 0 if all could be read; otherwise 1, after the labels of the others.
+    All pictures in a folder and its subfolders are read, sorted by folder and name; hidden ones are skipped. The exit
+    status is 0 if all could be read; otherwise it is 1, after the labels of the others.
     """
     with reported():
         from zoo.models.load import backbone_of
@@ -121,7 +121,7 @@ def predict(
 
 
 def _pictures(given: Sequence[Path], channels: int) -> list[tuple[str, Path]]:
-    """Names for the table and files: those given, and those of the folders given, under their path in it."""
+    """Names for the table, with their files: the given files, and those in the given folders by relative path."""
     from zoo.vision.folders import extensions, files_below, printable
 
     found = []
@@ -148,7 +148,7 @@ def features(
     pretrained: Pretrained = False,
     longest: Annotated[int, typer.Option(min=32, help="Longer side the picture is reduced to, in pixels.")] = 640,
 ) -> None:
-    """A picture of the feature pyramid: the principal components of each level as colours."""
+    """Draw the feature pyramid: the principal components of each level as colours."""
     with reported():
         import torch
 

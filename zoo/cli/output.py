@@ -1,4 +1,4 @@
-"""What the commands print with, and how their errors end."""
+"""Output and error handling of the commands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.text import Text
 
 from zoo.errors import CheckpointError, ConfigError
 
-console = Console(markup=False, emoji=False)  # names of files and classes are what they are, [red] and :cat: too
+console = Console(markup=False, emoji=False)  # names of files and classes are printed literally, even [red] and :cat:
 errors = Console(stderr=True)
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print the errors that are meant for people and exit with status 1, without a traceback."""
+    """Print errors that are meant for the user and exit with status 1, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
     try:

@@ -47,7 +47,7 @@ def train(
     resume: Resume = "never",
     settings: Settings = None,
 ) -> None:
-    """Train a model by a recipe; everything of the run lies in --output."""
+    """Train a model by a recipe; the run writes everything to --output."""
     with reported():
         given: dict[str, Any] = {
             "model": model,
@@ -110,7 +110,7 @@ def validate(
 
 
 def _leave() -> bool:
-    """Wait for the other processes, which need this one's connections; whether this is the one that prints."""
+    """Wait for the other processes, which need this one's connections. Returns whether this one prints."""
     from accelerate import PartialState
 
     state = PartialState()

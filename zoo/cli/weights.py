@@ -1,4 +1,4 @@
-"""`zoo weights`: what is here, fetching, checking, converting, publishing."""
+"""`zoo weights`: list, fetch, verify, convert and publish checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Names = Annotated[list[str] | None, typer.Argument(help="Checkpoints or variants
 
 @app.command("list")
 def list_(names: Names = None) -> None:
-    """Every published checkpoint, and what is here of it."""
+    """List the published checkpoints and which of their files are on this machine."""
     with reported():
         from zoo.weights.status import summary
 
@@ -53,7 +53,7 @@ def fetch(names: Names = None) -> None:
 
 @app.command()
 def verify(names: Names = None) -> None:
-    """Read every file that is here and compare it with the manifest."""
+    """Read every local file and compare it with the manifest."""
     with reported():
         from zoo.weights.status import verify
 
@@ -75,7 +75,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Its variant, or FILE.yaml:VARIANT.")],
 ) -> None:
-    """A published checkpoint under our names, as safetensors."""
+    """Convert a published checkpoint to our names, as safetensors."""
     with reported():
         from safetensors.torch import save_file
 
@@ -100,7 +100,7 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Another.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Convert both to our names first.")] = None,
 ) -> None:
-    """Which tensors of two checkpoints differ, and by how much; exit status 1 if any does."""
+    """Show which tensors of two checkpoints differ, and by how much; exit status 1 if any does."""
     with reported():
         from zoo import convert_checkpoint
         from zoo.weights.diff import differences
@@ -123,7 +123,7 @@ def import_(
     place: Annotated[Path, typer.Argument(help="A file, or a folder that is searched for checkpoints.")],
     name: Annotated[str | None, typer.Option("--as", help="The checkpoint that a file is, where several fit.")] = None,
 ) -> None:
-    """Take checkpoints that were fetched by hand into the cache, recognised by what is in them."""
+    """Add checkpoints downloaded by hand to the cache, recognised by their content."""
     with reported():
         from zoo.models.recognise import candidates, checkpoint_files, keep
 
@@ -144,7 +144,7 @@ def publish(
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Other weights than published.")] = None,
     private: Annotated[bool, typer.Option(help="A repository that is created is private.")] = False,
 ) -> None:
-    """Write a model with its weights and a card to a folder or to the Hub; timm and zoo read it from there."""
+    """Write a model with its weights and a model card to a folder or to the Hub, where timm and zoo can read it."""
     with reported():
         from zoo import create_model
         from zoo.models.publish import publish
@@ -157,7 +157,7 @@ def publish(
 
 
 def _each(items: Iterable[T], do: Callable[[T], None]) -> None:
-    """Do something with every item; what cannot be done is told at the end, after the others."""
+    """Apply a function to every item; failures are reported at the end."""
     failed = []
     for item in items:
         try:

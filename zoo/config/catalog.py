@@ -21,8 +21,8 @@ from zoo.errors import ConfigError, Where
 CONFIG_DIR = Path(str(files("zoo.configs")))
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the one that PyYAML was built with
-    """YAML 1.1 without its two surprises: a repeated key is an error, and `1e-5` is a number."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C loader if PyYAML has it
+    """YAML 1.1 with two changes: a repeated key is an error, and `1e-5` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -38,7 +38,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """What stands in YAML text, with 1e-3 as a number and no key twice; raises as PyYAML does."""
+    """Parse YAML text; 1e-3 is a number and repeated keys are errors. Raises the same exceptions as PyYAML."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -116,7 +116,7 @@ _load_shipped = cache(_load)
 
 
 def tree_of(name: str) -> dict[str, Any]:
-    """Everything that the configuration of a model says, in one mapping that extends no other; `name` as above."""
+    """The complete configuration of a model as one mapping without `extends`; `name` as for `load_config`."""
     return _resolve(*_locate(name))[0]
 
 
@@ -124,7 +124,7 @@ _FILE = re.compile(r"(.+\.ya?ml)(?::(.*))?", flags=re.DOTALL)
 
 
 def is_file(name: str) -> bool:
-    """Whether a model name stands for a configuration file, with or without a variant."""
+    """Whether a model name refers to a configuration file, with or without a variant."""
     return _FILE.fullmatch(name) is not None
 
 
@@ -139,7 +139,7 @@ def _locate(name: str) -> tuple[Path, str | None]:
 
 
 def _resolve(path: Path, variant: str | None) -> tuple[dict[str, Any], Where]:
-    """The tree of a variant: the base of its file with every variant it extends laid over it in turn.
+    """The tree of a variant: the base of its file, overridden by each variant that it extends in turn.
 
     A file may itself extend a shipped variant.
     """

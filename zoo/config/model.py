@@ -1,4 +1,4 @@
-"""The configuration of a model as frozen dataclasses: what `parse.py` makes of YAML."""
+"""The configuration of a model as frozen dataclasses, which `parse.py` creates from YAML."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ class Part:
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut where not `residual`.
+    """One branch: y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))); no shortcut unless `residual`.
 
     Attributes:
-        reads: tensors that `fn` gets by name: "block" and "branch", the inputs of these, or those of a stage's context.
-        writes: tensors of the context that `fn` gives new values for, after its output.
+        reads: tensors that `fn` receives by name: "block" and "branch", their inputs, or tensors of the stage's
+            context.
+        writes: tensors of the context whose new values `fn` returns after its output.
     """
 
     name: str
@@ -85,8 +86,8 @@ class StageConfig:
 
     Attributes:
         after: the stage whose map this one sees; None for the one before.
-        context: what makes tensors of the maps of all stages before, for branches that read them.
-        level: whether the map is one of the pyramid.
+        context: computes tensors from the maps of all previous stages, for branches that read them.
+        level: whether the map is part of the pyramid.
     """
 
     dim: int
@@ -138,9 +139,9 @@ class ModelConfig:
     """Everything that defines one variant.
 
     Attributes:
-        stage_norm: norm at the end of each stage but the last, whose norm is the head's.
-        level_norm: norm of each stage's map where it is handed out as a level of a pyramid.
-        source, overrides: what `load_config` was given for it.
+        stage_norm: norm at the end of each stage except the last, whose norm belongs to the head.
+        level_norm: norm of each stage's map when it is returned as a level of a pyramid.
+        source, overrides: the arguments of `load_config`.
         output_stride: the coarsest stride of a map; None for the variant's own.
     """
 
@@ -163,5 +164,5 @@ class ModelConfig:
 
     @property
     def branching(self) -> bool:
-        """Whether a stage sees more than the map of the one before."""
+        """Whether any stage reads more than the map of the previous stage."""
         return any(stage.after is not None or stage.context is not None for stage in self.stages)

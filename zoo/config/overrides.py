@@ -1,8 +1,8 @@
-"""The override rules: changes laid over a tree of plain values, before anything is checked.
+"""The override rules: changes applied to a tree of plain values, before anything is checked.
 
 * `branch.key: v` sets one value inside a mapping, `branch: {...}` replaces the mapping;
-* `{cycle: [...]}` anywhere in a branch is taken by block index;
-* `${img_size}`, or the name of one of the model's `options` there, becomes that value, `${img_size/32}` its quotient.
+* `{cycle: [...]}` anywhere in a branch selects an item by block index;
+* `${img_size}`, or the name of one of the model's `options`, expands to its value, `${img_size/32}` to the quotient.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def override(tree: Mapping[str, Any], changes: Mapping[str, Any], where: Where) 
 
 
 def _set_in_stage(stages: Any, path: str, value: Any, where: Where) -> Any:
-    """A stage is itself a set of changes to the block, so what follows its index is one of its keys as it stands."""
+    """A stage is itself a set of changes to the block, so the rest of the path after its index is one literal key."""
     index, _, key = path.partition(".")
     if not key or not isinstance(stages, list) or not index.isdecimal() or int(index) >= len(stages):
         return _set_path(stages, path, value, where)
@@ -75,7 +75,7 @@ _REFERENCE = re.compile(r"\$\{(\w+)(?:/([1-9]\d{0,4}))?\}")
 
 
 def compute_values(node: Any, values: Mapping[str, Any], where: Where) -> Any:
-    """`node` with every text `${name}` or `${name/N}` replaced by the value of that name, or its whole quotient."""
+    """`node` with every text `${name}` or `${name/N}` replaced by the value of that name, or its integer quotient."""
     if isinstance(node, Mapping):
         return {key: compute_values(value, values, where / str(key)) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,10 +1,10 @@
-"""YAML configuration to the dataclasses of `model.py`.
+"""Parses YAML configurations into the dataclasses of `model.py`.
 
-A family file holds a base, `variants` that override it, and the key rules of published checkpoints. Beside the rules of
-`overrides.py`, a stage knows:
+A family file holds a base, `variants` that override it, and the key rules of published checkpoints. In addition to the
+rules of `overrides.py`, a stage supports:
 
 * `branches: [mlp]` selects which branches its blocks have;
-* `first: {...}` in a branch holds for block 0 alone, `at: [2, 5]` keeps a branch in those blocks only.
+* `first: {...}` in a branch applies to block 0 only, `at: [2, 5]` keeps a branch in those blocks only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a model says what it says: attention, rollout, class maps and receptive fields, and pictures of them."""
+"""Explains a model's outputs: attention, rollout, class maps and receptive fields, and pictures of them."""
 
 from zoo.explain.attention import Channels, Explanation, Layer, Part, Region, explain
 from zoo.explain.pictures import save_attention, save_class_map, save_receptive_fields, save_rollout

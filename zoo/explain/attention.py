@@ -1,4 +1,4 @@
-"""What a pixel attends: the weights of every attention layer for one position of a picture."""
+"""What a pixel attends to: the weights of every attention layer for one position of a picture."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Part:
-    """What the query attends on one map of keys.
+    """What the query attends to on one map of keys.
 
     Attributes:
         name: "window", "grid", "neighborhood", "regions", "pooled", ...
         detail: size, interval or dilation, in words.
-        weights: (heads, h, w), float32. Over the parts of a head with `in_softmax` they sum to one.
+        weights: (heads, h, w), float32. They sum to one over the `in_softmax` parts of a head.
         stride: (vertical, horizontal) pixels per key position.
-        inside: (rows, columns) of keys that lie on the map; the others are zeros by which the mixer extends it.
+        inside: (rows, columns) of keys on the map; the others are zeros with which the mixer pads it.
         in_softmax: False for TransNeXt's learned weights, of either sign, which are added after the softmax.
         regions: BiFormer's routed regions, the best first.
     """
@@ -63,18 +63,18 @@ class Part:
 
     @property
     def beyond(self) -> float:
-        """The weight of the keys beyond the map, mean over the heads."""
+        """The weight of the keys outside the map, mean over the heads."""
         rows, columns = self.inside
         return (self.weights[:, rows:].sum() + self.weights[:, :rows, columns:].sum()).item() / len(self.weights)
 
 
 @dataclass(frozen=True)
 class Channels:
-    """DaViT's channel attention: which channels of a group each channel attends; all positions share the weights.
+    """DaViT's channel attention: which channels of a group each channel attends to; all positions share the weights.
 
     Attributes:
-        weights: (groups, channels, channels), float32; row i holds what output channel i takes of each input channel
-            and sums to one.
+        weights: (groups, channels, channels), float32; row i holds the weights of the input channels for output channel
+            i and sums to one.
         strength: (groups,) length of the group's output at the query, in units of its root mean square over the map.
         likeness: (groups, H, W) cosine between the group's output at each position and at the query, -1 to 1.
     """
@@ -92,7 +92,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Layer:
-    """What the query attends in one layer.
+    """What the query attends to in one layer.
 
     Attributes:
         name: as in "stages.2.blocks.4.attn".
@@ -112,7 +112,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the pixel `point`, (x, y), of `image` attends in each layer, first to last."""
+    """What the pixel `point`, (x, y), of `image` attends to in each layer, first to last."""
 
     image: Image.Image
     point: tuple[int, int]
@@ -123,19 +123,18 @@ class Explanation:
 def explain(
     model: nn.Module, image: Image.Image, point: tuple[int, int] | None = None, layer: int | str | None = None
 ) -> Explanation:
-    """The attention weights of one pixel, recomputed by the reference operations from what the layers were given.
+    """The attention weights of one pixel, recomputed from the layers' inputs by the reference operations.
 
-    The model runs once, with its fast kernels, as in evaluation mode; modes, gradients, buffers and hooks are left as
-    they were.
+    The model runs once, with its fast kernels and in evaluation mode; modes, gradients, buffers and hooks are restored.
 
     Args:
-        model: made by `zoo.create_model`, in any wrapper; images are normalised as its weights ask.
+        model: made by `zoo.create_model`, in any wrapper; images are normalised as its weights require.
         image: an RGB picture of any size; it is not resized.
         point: (x, y) in pixels; the centre when None.
         layer: "stages.2.blocks.4.attn", a module above layers ("stages.2.blocks.4"), a stage (2), or None for all.
 
     Raises:
-        ConfigError: if `model` is none of the zoo, or `layer` names nothing, or nothing with attention.
+        ConfigError: if `model` is not from the zoo, or `layer` matches nothing, or nothing with attention.
         ValueError: if the point lies outside the picture.
     """
     backbone, point = backbone_of(model), check_point(image, point)
@@ -160,7 +159,7 @@ def _parts(watched: Watched, call: Call, query: tuple[int, int]) -> Sequence[Par
 
 
 def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Tensor, **more: Any) -> Part:
-    """The weights `found` with the place of their keys: the map of the queries, or one that it was pooled to."""
+    """The weights `found` with the location of their keys: the map of the queries or a pooled one."""
     (height, width), (down, right) = call.arguments["q"].shape[1:3], watched.shape
     rows, columns = found.shape[1:]
     stride = (watched.stride * height / rows, watched.stride * width / columns)
@@ -169,7 +168,7 @@ def _part(watched: Watched, call: Call, name: str, detail: str, found: torch.Ten
 
 
 def _aggregated(watched: Watched, call: Call, query: tuple[int, int]) -> list[Part]:
-    """The softmax over window and pooled map, and what is added to the window after it."""
+    """The softmax over window and pooled map, and the weights added to the window after it."""
     one, extra = _one_hot(call, query), call.arguments["extra"]
     softmax = weights(call, one, extra=torch.zeros_like(extra))
     added = weights(call, one)["v"] - softmax["v"]
@@ -183,7 +182,7 @@ def _aggregated(watched: Watched, call: Call, query: tuple[int, int]) -> list[Pa
 
 
 def _channels(call: Call, query: tuple[int, int]) -> Channels:
-    """The weights are the outputs for unit vectors in place of the queries, which carry the content here."""
+    """The weights are the outputs for unit vectors in place of the queries, which here carry the content."""
     q, k, v = (call.arguments[name].detach().float() for name in ("q", "k", "v"))
     groups, width = q.shape[3:]
     units = torch.eye(width, device=q.device).view(1, 1, width, 1, width).expand(-1, -1, -1, groups, -1)
@@ -212,7 +211,7 @@ def _regions(call: Call, query: tuple[int, int]) -> tuple[Region, ...]:
 
 
 def _described(watched: Watched, call: Call) -> tuple[str, str]:
-    """Name and detail of what one operation attends."""
+    """Name and detail of the keys of one operation."""
     given = call.arguments
     if call.name == "neighborhood_attention":
         size, dilation = (as_pair(given[key], key) for key in ("size", "dilation"))
@@ -227,7 +226,7 @@ def _described(watched: Watched, call: Call) -> tuple[str, str]:
 
 
 def _label(watched: Watched, call: Call) -> str | None:
-    """What the layer calls the keys of one of its operations, where it says so."""
+    """The layer's name for the keys of one of its operations, if it gives one."""
     return getattr(watched.module, "labels", {}).get(call.name)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a pixel attends."""
+"""Pictures of what a pixel attends to."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DIVERGING = "PuOr"
 def save_attention(
     explanation: Explanation, path: str | PathLike[str], title: str, head: int | None = None, every: bool = False
 ) -> Path:
-    """Draw each key that the query attends in its place on the picture and save it as PNG, PDF or SVG.
+    """Draw the keys that the query attends to at their positions in the picture and save it as PNG, PDF or SVG.
 
     Args:
-        explanation: of one point.
-        path: to write; folders are made.
-        title: above the picture.
-        head: of every layer, from 0; None for the mean over the heads.
-        every: draw all layers; else the first of each kind in each stage, a column a stage.
+        explanation: from `explain`.
+        path: output file; folders are created.
+        title: text above the picture.
+        head: index of the head in every layer, from 0; None for the mean over the heads.
+        every: draw all layers; otherwise the first of each kind in each stage, one column per stage.
 
     Raises:
         ValueError: if a layer to draw has no such head.
@@ -133,14 +133,14 @@ def _keys(explanation: Explanation, layer: Layer, part: Part, head: int | None) 
 
 
 def _share(part: Part, weights: np.ndarray) -> str:
-    """What share of the weight this part has, where it has not all of it."""
+    """This part's share of the weight, if it is not all of it."""
     if not part.in_softmax:
         return f", sum {weights.sum():.0f} %"
     return f": {weights.sum():.0f} % of the weight" if weights.sum() < 99.5 else ""
 
 
 def _source(part: Part, weights: np.ndarray, head: int | None) -> str:
-    """Which heads are drawn, and how much of their weight lies beyond the map."""
+    """Which heads are drawn, and how much of their weight is outside the map."""
     rows, columns = part.inside
     beyond = weights.sum() - weights[:rows, :columns].sum()
     heads = f"{len(part.weights)} heads" if head is None else f"head {head}"
@@ -201,7 +201,7 @@ def _regions(axis: Axes, image: Image.Image, layer: Layer, part: Part) -> None:
         if left >= image.width or top >= image.height:
             continue
         x, y = (left + min(right, image.width)) / 2, (top + min(bottom, image.height)) / 2
-        if few:  # beside the region, so that its weights stay in sight
+        if few:  # next to the region, so that its weights stay visible
             y += (bottom - top) * (0.8 if bottom < 0.8 * image.height else -0.8)
         axis.text(x, y, score, ha="center", va="center", fontsize=7 if few else 5, bbox=style)
     for top, left, bottom, right in (region.box for region in part.regions[:1]):

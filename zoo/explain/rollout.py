@@ -1,4 +1,4 @@
-"""Attention rollout: what a position of the last map attends through all layers (arXiv:2005.00928, section 3)."""
+"""Attention rollout: what a position of the last map attends to through all layers (arXiv:2005.00928, section 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.vision.images import as_input
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the pixel `point`, (x, y), of `image` attends through all layers.
+    """What the pixel `point`, (x, y), of `image` attends to through all layers.
 
     Attributes:
         weights: (H, W), float32, not negative; they sum to one.
@@ -34,10 +34,11 @@ class Rollout:
 def rollout(model: nn.Module, image: Image.Image, point: tuple[int, int] | None = None) -> Rollout:
     """Attention rolled out from the last layer to the first: r = (r + A^T r) / 2 in each, A the mean over its heads.
 
-    Products of A^T with a map are gradients of the reference operations, so no matrix of all pairs is made. From a
-    stage to the one before, a position spreads evenly over those that it covers, and so do pooled keys. Convolutions,
-    feed-forward parts and channel attention count as staying in place; the weight of keys beyond the map, by which a
-    mixer extends it, is left out and the rest scaled to one. The model is left as `explain` leaves it.
+    Products of A^T with a map are computed as gradients of the reference operations, so no matrix of all pairs is
+    needed. From one stage to the previous one, the weight of a position is spread evenly over the positions that it
+    covers; the same holds for pooled keys. Convolutions, feed-forward parts and channel attention are treated as the
+    identity. The weight of padded keys outside the map is dropped and the rest scaled to one. The model is restored as
+    by `explain`.
 
     Args:
         model: made by `zoo.create_model`, in any wrapper.
@@ -45,7 +46,7 @@ def rollout(model: nn.Module, image: Image.Image, point: tuple[int, int] | None 
         point: (x, y) in pixels; the centre when None.
 
     Raises:
-        ConfigError: if `model` is none of the zoo, or has no attention.
+        ConfigError: if `model` is not from the zoo, or has no attention.
         ValueError: if the point lies outside the picture.
     """
     backbone, point = backbone_of(model), check_point(image, point)

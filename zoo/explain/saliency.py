@@ -1,4 +1,4 @@
-"""What decides, by gradients: the receptive field of a position, and Grad-CAM of a class."""
+"""Gradient-based explanations: the receptive field of a position, and Grad-CAM of a class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.vision.predict import class_names
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """How much each pixel of `image` moves the features of stage `stage` at the pixel `point`, (x, y).
+    """How much each pixel of `image` influences the features of stage `stage` at the pixel `point`, (x, y).
 
     Attributes:
         gradient: (H, W), float32, not negative: root mean square over channels, summed over colours.
@@ -56,18 +56,18 @@ def receptive_field(
 ) -> ReceptiveField:
     """The effective receptive field of one position (Luo et al. 2016, https://arxiv.org/abs/1701.04128, section 2).
 
-    The mean over channels is estimated from sums of all channels with random signs, always the same ones: the
-    expectation of such a gradient's square is the sum of the squares.
+    The mean over channels is estimated from sums of all channels with fixed random signs: the expected square of such a
+    gradient is the sum of the squares.
 
     Args:
         model: made by `zoo.create_model`, in any wrapper; it is left as `explain` leaves it.
         image: an RGB picture of any size; it is not resized.
         point: (x, y) in pixels; the centre when None.
-        stage: whose map is asked, 0 to 3, or negative from the end.
+        stage: index of the stage, 0 to 3, or negative from the end.
         samples: backward passes.
 
     Raises:
-        ConfigError: if `model` is none of the zoo.
+        ConfigError: if `model` is not from the zoo.
         ValueError: if the point lies outside the picture, or there is no such stage.
     """
     backbone, point = backbone_of(model), check_point(image, point)
@@ -93,10 +93,10 @@ def grad_cam(model: nn.Module, image: Image.Image, label: int | None = None) -> 
     Args:
         model: a classifier made by `zoo.create_model`, in any wrapper; it is left as `explain` leaves it.
         image: an RGB picture of any size; it is not resized.
-        label: index of the class; the likeliest when None.
+        label: index of the class; the most likely one when None.
 
     Raises:
-        ConfigError: if `model` is none of the zoo.
+        ConfigError: if `model` is not from the zoo.
         ImportError: if pytorch-grad-cam is not installed.
         ValueError: if the model has no classifier, or no such class.
     """
@@ -111,7 +111,7 @@ def grad_cam(model: nn.Module, image: Image.Image, label: int | None = None) -> 
     if label is not None and not 0 <= label < backbone.num_classes:
         raise ValueError(f"label is {label}, expected 0 to {backbone.num_classes - 1}")
     with at_rest(backbone), torch.enable_grad():
-        pixels = as_input(backbone, image).requires_grad_()  # the parameters ask for no gradient, so the input must
+        pixels = as_input(backbone, image).requires_grad_()  # the parameters require no gradient, so the input must
         with GradCAM(backbone, [backbone.stages[-1]]) as cam:
             targets = None if label is None else [ClassifierOutputTarget(label)]
             weights = torch.from_numpy(cam(pixels, targets)[0])

@@ -1,4 +1,4 @@
-"""What all pictures of explanations share: the pale photograph, patches on it, marks, colour bars, the sheet."""
+"""Shared elements of all explanation pictures: the pale photograph, patches on it, marks, colour bars, the sheet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Draw = Callable[[Axes], None]
 
 
 def pale_photo(axis: Axes, image: Image.Image) -> None:
-    """The picture, pale and without colours, so that what is drawn on it stands out."""
+    """Draw the picture pale and in grey, so that what is drawn on it stands out."""
     grey = np.asarray(image.convert("L")) / 255
     axis.imshow(0.45 + 0.55 * grey, cmap="gray", vmin=0, vmax=1, extent=(0, image.width, image.height, 0))
     axis.set_xlim(0, image.width)
@@ -34,7 +34,7 @@ def pale_photo(axis: Axes, image: Image.Image) -> None:
 def patches(
     axis: Axes, values: np.ndarray, stride: tuple[float, float], norm: Normalize, colours: str = "viridis"
 ) -> AxesImage:
-    """Each value as a patch of the picture, which may reach beyond it."""
+    """Draw each value as a patch on the picture; patches may extend beyond it."""
     bounds = axis.get_xlim(), axis.get_ylim()
     extent = (0, values.shape[1] * stride[1], values.shape[0] * stride[0], 0)
     drawn = axis.imshow(values, cmap=colours, norm=norm, alpha=0.8, extent=extent, interpolation="nearest")
@@ -50,7 +50,7 @@ def cross(axis: Axes, point: tuple[int, int]) -> None:
 
 
 def inset(axis: Axes, image: Image.Image, extent: Sequence[float], draw_onto: Callable[[Axes], AxesImage]) -> None:
-    """The neighbourhood of a few keys, enlarged in the corner that is furthest from them."""
+    """Draw the neighbourhood of a few keys, enlarged, in the corner furthest from them."""
     left, right, top, bottom = extent
     side = max(right - left, bottom - top) * 1.25
     if side > 0.3 * min(image.size):
@@ -72,7 +72,7 @@ def caption(axis: Axes, first: str, second: str) -> None:
 
 
 def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:
-    """A colour bar beside the axis with its least and greatest value."""
+    """Draw a colour bar next to the axis with its minimum and maximum."""
     low, high = drawn.get_clim()
     bar = axis.figure.colorbar(drawn, cax=axis.inset_axes((1.02, 0, 0.035, 1)), ticks=[low, high])
     bar.ax.set_yticklabels(told_apart([low, high]), fontsize=6.5)
@@ -80,7 +80,7 @@ def colour_bar(axis: Axes, drawn: AxesImage, label: str) -> None:
 
 
 def told_apart(values: Sequence[float]) -> list[str]:
-    """Numbers with as many decimals as it takes to see how they differ."""
+    """Numbers with as many decimals as are needed to tell them apart."""
     apart = max(values) - min(values) or abs(values[0]) or 1
     decimals = min(max(2 - math.floor(math.log10(apart)), 0), 6)
     return [f"{value:.{decimals}f}" for value in values]
@@ -93,7 +93,7 @@ def save_sheet(
     path: str | PathLike[str],
     title: str,
 ) -> Path:
-    """The picture in colours at the left, then the columns of panels."""
+    """Save the picture in colour on the left, followed by the columns of panels."""
     rows = max(len(column) for column in columns)
     height = PANEL * image.height / image.width + 0.5
     photo_width = 1 if rows == 1 else 1.4

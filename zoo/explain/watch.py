@@ -1,4 +1,4 @@
-"""A model run to be looked at: on one picture, as in evaluation, and left exactly as it was."""
+"""Runs a model for inspection on one picture, in evaluation mode, and restores its state exactly."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ VALUES = {
     "routing_attention": ("v",),
     "window_attention": ("v",),
 }
-"""The arguments of each operation whose positions its queries attend."""
+"""For each operation, the arguments whose positions its queries attend to."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What one attention layer called for one picture.
+    """The operations that one attention layer called for one picture.
 
     Attributes:
         name: of the branch, as in "stages.2.blocks.4.attn".
@@ -71,9 +71,9 @@ def check_point(image: Image.Image, point: tuple[int, int] | None) -> tuple[int,
 
 @contextmanager
 def at_rest(backbone: Backbone) -> Iterator[None]:
-    """Within this context the model is in evaluation mode, eager, and no parameter asks for a gradient.
+    """Within this context the model is in evaluation mode, eager, and no parameter requires a gradient.
 
-    Modes, gradients and what asks for them are then put back, one module and parameter at a time.
+    Modes, gradients and `requires_grad` are then restored for each module and parameter.
     """
     modes = [(module, module.training) for module in backbone.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in backbone.parameters()]
@@ -157,13 +157,13 @@ def attention_layers(backbone: Backbone, pixels: torch.Tensor, layer: int | str 
 def weights(call: Call, queries: torch.Tensor, **changes: torch.Tensor) -> dict[str, torch.Tensor]:
     """How much of each value the queries read, by the reference operation.
 
-    An operation is linear in its values, out[p] = sum over k of weights[p, k] v[k], so the gradient of its output
-    with respect to one channel of the values is what was to be found.
+    An operation is linear in its values, out[p] = sum over k of weights[p, k] v[k], so the weights are the gradient of
+    its output with respect to one channel of the values.
 
     Args:
-        call: of an operation in `VALUES`.
+        call: call of an operation in `VALUES`.
         queries: (heads, H, W) weights of the queries, which the result sums over.
-        changes: arguments to take in place of the call's own.
+        changes: arguments that replace the call's own.
 
     Returns:
         For each argument in `VALUES` a map (heads, h, w).

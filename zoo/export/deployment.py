@@ -1,4 +1,4 @@
-"""What an exported model is worth: its outputs and its speed beside the model's own."""
+"""Compares the outputs and speed of an exported model with those of the original."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from zoo.export.runtimes import FORMATS, Run
 
 @dataclass(frozen=True)
 class Deployment:
-    """An exported model beside the model in eager mode, on the device of its weights.
+    """An exported model compared with the original in eager mode, on the device of its weights.
 
     Attributes:
         differences: the largest difference of any output, in units of its standard deviation, by (height, width).
-        milliseconds: of one image at the size of the export, the median: in the runtime and in eager mode.
+        milliseconds: median time of one image at the export size, in the runtime and in eager mode.
     """
 
     differences: dict[tuple[int, int], float]
@@ -29,11 +29,11 @@ class Deployment:
 
 @torch.no_grad()
 def deployment(model: nn.Module, exported: Exported, runs: int = 10) -> Deployment:
-    """Compare an exported file with its model, at the size of the export and, if sizes are dynamic, at a larger one.
+    """Compare an exported file with its model at the export size and, if sizes are dynamic, at a larger one.
 
     Args:
-        model: what was exported, in evaluation mode.
-        runs: over which the median time is taken.
+        model: the exported model, in evaluation mode.
+        runs: number of runs for the median time.
     """
     run, eager = FORMATS[exported.format].read(exported.path), Named(model)
     height, width = exported.size
@@ -53,7 +53,7 @@ def _difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def _median(run: Run | Callable, images: torch.Tensor, runs: int) -> float:
-    """Milliseconds of a call, after two that are not counted; the outputs are read, so a GPU is waited for."""
+    """Milliseconds per call, after two warm-up calls. The outputs are read, which waits for the GPU."""
     times = []
     for _ in range(runs + 2):
         start = time.perf_counter()

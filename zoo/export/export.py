@@ -32,10 +32,10 @@ class Exported:
     Attributes:
         path: the file.
         format: "onnx", "torch-export" or "aot".
-        channels, size: of the images that it was exported with; size is (height, width).
-        bytes: on disk, with the weights beside an ONNX file of more than 2 GB.
+        channels, size: of the images used for the export; size is (height, width).
+        bytes: size on disk, including the separate weights of an ONNX file of more than 2 GB.
         outputs: "logits" ("pooled" without a classifier), or "stride4", "stride8", ... of a feature pyramid, in order.
-        least: the dynamic axes and the least length of each, which has no upper limit; empty if sizes are fixed.
+        least: the dynamic axes and the minimum length of each; there is no maximum. Empty if sizes are fixed.
     """
 
     path: Path
@@ -48,8 +48,8 @@ class Exported:
 
 
 _NEEDLESS = re.compile(r"% 2\) != 0$|^L\['images'\]\.size\(\)\[0\] != 1$")
-"""Conditions that PyTorch before 2.14 puts on a program because an operator has asked which of two equal answers holds:
-that a side of the image is odd, that the batch is not one."""
+"""Unnecessary conditions that PyTorch before 2.14 adds to a program because an operator distinguished two cases with
+equal results: that a side of the image is odd, that the batch is not one."""
 
 
 class Named(nn.Module):
@@ -78,18 +78,18 @@ def export(
     size: int | tuple[int, int] | None = None,
     dynamic: bool = True,
 ) -> Exported:
-    """Write a model for another runtime, in evaluation mode, batch norms folded, with PyTorch's own operators alone.
+    """Write a model for another runtime, in evaluation mode, with folded batch norms and only PyTorch's own operators.
 
     Args:
-        model: of `zoo.create_model`, a classifier or with `features_only=True`.
-        path: the file; ".onnx" is usual for ONNX, and ".pt2" must end the others.
+        model: from `zoo.create_model`, a classifier or with `features_only=True`.
+        path: the file; ".onnx" is usual for ONNX, and the others must end in ".pt2".
         format: "onnx" (for ONNX Runtime, TensorRT, OpenVINO ...), "torch-export" (for `torch.export.load`) or "aot" (a
-            library for the machine at hand, for `torch._inductor.aoti_load_package`).
+            library for the local machine, for `torch._inductor.aoti_load_package`).
         size: (height, width), or one side of a square; None for the variant's own.
         dynamic: whether batch, height and width may differ from call to call. If not, the batch is one image.
 
     Raises:
-        ExportError: if the format is unknown, what it needs is missing, or the images are too small.
+        ExportError: if the format is unknown, a required package is missing, or the images are too small.
         ConfigError: if this is not a model of the zoo, or for a wrong size.
         OSError: if the file cannot be written.
     """
@@ -114,7 +114,7 @@ def export(
 def capture(
     model: nn.Module, size: int | tuple[int, int] | None = None, dynamic: bool = True
 ) -> tuple[torch.export.ExportedProgram, dict[str, int]]:
-    """The program of `export` in memory, and its dynamic axes with the least length of each.
+    """The program of `export` in memory, and its dynamic axes with the minimum length of each.
 
     Raises:
         ExportError: if the images are too small, or PyTorch too old for dynamic sizes.
@@ -138,8 +138,8 @@ def capture(
     images = parameter.new_zeros(2 if dynamic else 1, backbone.in_chans, height, width)
     least = {"batch": 1, "height": shortest, "width": shortest} if dynamic else {}
     axes = {AXES[name]: Dim.DYNAMIC(min=low) for name, low in least.items()}
-    # Sizes are treated as unknown, so that none is taken for 1 and no memory layout for the only one.
-    with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # put there when it is imported
+    # Sizes are treated as unknown, so that the program is not specialised to size 1 or to one memory layout.
+    with torch.no_grad(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # added on import
         program = torch.export.export(model, (images,), dynamic_shapes=(axes,), strict=False)
     if TorchVersion(torch.__version__) < "2.14" and hasattr(program, "_guards_code"):
         program._guards_code = [guard for guard in program._guards_code if not _NEEDLESS.search(guard)]
@@ -147,7 +147,7 @@ def capture(
 
 
 def min_side(backbone: Backbone) -> int:
-    """The side of an image, in pixels, from which every map has two positions a side and every rule is the same."""
+    """The image side, in pixels, from which every map has two positions per side and the same rules apply."""
     least = 1
     for stage, reduction in zip(backbone.stages, backbone.reductions, strict=False):
         positions = max(2, *(getattr(module, "min_side", 1) for module in stage.modules()))

@@ -1,4 +1,4 @@
-"""The formats that programs are exported to: how each is written, and read back into its runtime."""
+"""The export formats: how each is written, and loaded into its runtime."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Format:
     """A file format.
 
     Attributes:
-        suffix: what file names must end with; empty for anything.
-        write: a program, the file and the least lengths of its dynamic axes to that file.
-        read: that file to a function from images to outputs by name.
+        suffix: required extension of file names; empty for any.
+        write: writes a program to a file, given the minimum lengths of its dynamic axes.
+        read: loads that file as a function from images to named outputs.
     """
 
     suffix: str
@@ -38,13 +38,13 @@ class Format:
 
 
 def output_names(program: ExportedProgram) -> list[str]:
-    """Names of the outputs of a program that gives a dictionary, in order."""
+    """Names of the outputs of a program that returns a dictionary, in order."""
     return list(program.call_spec.out_spec.context)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, least: dict[str, int]) -> None:
     with _export_extra(), _quiet():
-        import onnxscript  # noqa: F401 - what torch.onnx builds on
+        import onnxscript  # noqa: F401 - required by torch.onnx
 
         axes = {AXES[name]: name for name in least}
         written = torch.onnx.export(
@@ -61,10 +61,10 @@ def _write_onnx(program: ExportedProgram, path: Path, least: dict[str, int]) -> 
 
 
 def _stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-    """TopK of everything: ONNX lets the first of equal numbers win."""
+    """TopK over all elements: in ONNX the first of equal numbers wins."""
     from onnxscript import opset20
 
-    op: Any = opset20  # whose types know no lists of numbers
+    op: Any = opset20  # its type annotations do not allow lists of numbers
     return op.TopK(x, op.Gather(op.Shape(x), [dim]), axis=dim, largest=int(descending))
 
 
@@ -120,7 +120,7 @@ def _export_extra() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on constants it does not fold."""
+    """Silence the exporter's messages about constants that it does not fold."""
     logger = logging.getLogger("onnxscript")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -96,7 +96,7 @@ def build(
 
 
 def _description(resolved: Resolved) -> dict[str, Any]:
-    """What timm wants to know of a model and of its weights, or of those that `pretrained=True` would bring."""
+    """What timm needs to know about a model and its weights, or those that `pretrained=True` would load."""
     config, entry = resolved.config, resolved.entry
     if entry is None and file_of(config.source):
         entry = default_checkpoint(config.source)

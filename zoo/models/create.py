@@ -1,4 +1,4 @@
-"""The public door: a model by name."""
+"""The public entry point: a model by name."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def create_model(
     """A backbone with a classifier, or a feature pyramid.
 
     Args:
-        name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights),
-            a configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), a place that `zoo weights
-            publish` wrote to, with its weights ("hf-hub:owner/name", "local-dir:folder"), or a checkpoint of
+        name: a shipped variant ("davit_tiny", or "davit_tiny.msft_in1k" to choose among its published weights), a
+            configuration file ("my.yaml"), a variant in one ("my.yaml:variant"), a place written by
+            `zoo weights publish`, with its weights ("hf-hub:owner/name", "local-dir:folder"), or a checkpoint of
             `zoo train` ("best.safetensors").
         pretrained: load the variant's published weights, downloaded and converted the first time.
-        checkpoint: a file or state dict to load instead, in any published form of the variant, also inside of a
-            training script's or a detector's. If `num_classes` differs, the classifier is re-initialised; if `in_chans`
-            differs, the first convolution is adapted. A checkpoint without a classifier, such as a detector's or a
-            pyramid's, needs `features_only` or `num_classes`.
-        num_classes: width of the classifier; 0 for pooled features; None for that of the weights, or 1000.
-        in_chans: channels of the image; None for those of the weights, or 3.
-        img_size: (height, width) for rules that follow the training size, such as MaxViT's window of
-            img_size / 32. Every model takes images of any size whatever this is.
+        checkpoint: a file or state dict to load instead, in any published format of the variant, also inside the
+            checkpoint of a training script or detector. If `num_classes` differs, the classifier is re-initialised; if
+            `in_chans` differs, the first convolution is adapted. A checkpoint without a classifier, such as a
+            detector's or a pyramid's, needs `features_only` or `num_classes`.
+        num_classes: width of the classifier; 0 for pooled features; None for the width in the weights, or 1000.
+        in_chans: channels of the image; None for the number in the weights, or 3.
+        img_size: (height, width) for rules that follow the training size, such as MaxViT's window of img_size / 32.
+            Every model takes images of any size, whatever this value is.
         features_only: return a model that maps images to a list of (B, C, H, W) maps at strides 4, 8, 16 and 32.
         out_indices: the stages of that list, 0 to 3, or negative from the end.
         level_norm: give each map a norm of its own, as the published detectors of the family do.
-        output_stride: the coarsest stride of a map, 8 or 16 instead of 32: later stages are dilated instead, which NAT
-            and DiNAT can.
+        output_stride: the coarsest stride of a map, 8 or 16 instead of 32: later stages are dilated instead. NAT and
+            DiNAT support this.
         drop_path_rate: stochastic depth of the last block; None for the rate that the variant was published with, 0.1
-            to 0.8, which is right for training from scratch and often too much for fine-tuning. timm's own is 0.
+            to 0.8, which suits training from scratch and is often too much for fine-tuning. timm's default is 0.
         drop_rate: dropout before the classifier.
-        exportable: always run PyTorch's own operators alone, as `zoo export` writes them, for `torch.jit.trace` and
-            other converters that look at what a model runs.
-        use_ema: of a checkpoint that holds trained weights and their moving average take the average.
+        exportable: always run only PyTorch's own operators, as in `zoo export`, for `torch.jit.trace` and other
+            converters that record what a model executes.
+        use_ema: load the moving average if a checkpoint has both it and the trained weights.
         overrides: configuration keys, dotted for one value in a mapping: `{"block.mlp.ratio": 3}`.
         keys: configuration keys without a dot, such as the options of a family.
 
@@ -68,7 +68,7 @@ def create_model(
 
     Raises:
         ConfigError: for an unknown name or key, or parts that do not fit together.
-        CheckpointError: if weights cannot be had, read or fitted.
+        CheckpointError: if weights cannot be obtained or read, or do not fit.
     """
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses among feature maps: pass features_only=True as well")

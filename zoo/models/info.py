@@ -1,4 +1,4 @@
-"""What is known of the variants: their names, size, cost, published figures, licences and sources."""
+"""Facts about the variants: names, size, cost, published figures, licences and sources."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelInfo:
         gmacs: 1e9 multiply-adds of one forward pass at `img_size`, counted.
         img_size: (height, width) in pixels.
         num_chs, reductions: channels and strides of the feature maps.
-        drop_path_rate: stochastic depth of the last block in training, unless `create_model` is told another.
+        drop_path_rate: stochastic depth of the last block in training, unless `create_model` is given another.
         top1: published ImageNet-1k accuracy in percent, of the default checkpoint.
         licence_code, licence_weights: of the published code and of the default checkpoint.
         sources: where code, paper and weights are.
@@ -69,7 +69,7 @@ def model_info(name: str, img_size: int | tuple[int, int] | None = None) -> Mode
 
     Args:
         name: as for `create_model`.
-        img_size: where to count multiply-adds; None for the variant's own size.
+        img_size: image size for counting multiply-adds; None for the variant's own.
 
     Raises:
         ConfigError: for an unknown name.

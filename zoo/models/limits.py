@@ -1,4 +1,4 @@
-"""How large a model may be: asked before its memory is."""
+"""The size limit of models, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from zoo.errors import ConfigError
 from zoo.nn.backbone import Backbone
 
 MOST_NUMBERS = 1e9
-"""Of parameters and buffers, in all; twice what the largest shipped variant has."""
+"""Total number of parameters and buffers; twice that of the largest shipped variant."""
 MOST_BLOCKS = 512
 
 
 def on_meta(config: ModelConfig, **settings: Any) -> Backbone:
-    """A model on the meta device: names and shapes, without memory behind them.
+    """A model on the meta device: names and shapes without memory.
 
     Raises:
-        ConfigError: if it is too large, before all of it is described.
+        ConfigError: if it is too large, before all of it is built.
     """
     blocks = sum(len(stage.blocks) for stage in config.stages)
     if blocks > MOST_BLOCKS:
@@ -34,7 +34,7 @@ def on_meta(config: ModelConfig, **settings: Any) -> Backbone:
 
     def count(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
         nonlocal numbers
-        if value is None or get_ident() != thread:  # the hooks are of all threads
+        if value is None or get_ident() != thread:  # the hooks apply to all threads
             return
         numbers += value.numel()
         if numbers > MOST_NUMBERS:

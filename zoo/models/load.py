@@ -1,4 +1,4 @@
-"""Checkpoints into models that are there."""
+"""Loads checkpoints into existing models."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from zoo.weights.load import LoadReport, convert_and_check, nonfinite
 def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tensor]:
     """A published state dict of the variant `name` under our names, ready for `load_state_dict(strict=True)`.
 
-    Every published set of keys of the variant is recognised by its keys, ours too, whatever prefix they have. Of a
-    detector, segmenter or pyramid, the backbone with what it has of `level_norms`: for the model inside
+    Every published format of the variant, and ours, is recognised by its keys, whatever their prefix. From a detector,
+    segmenter or pyramid, the backbone and any `level_norms` are taken, for the model inside
     `create_model(..., features_only=True)`.
 
     Raises:
@@ -38,16 +38,16 @@ def convert_checkpoint(state_dict: StateDict, name: str) -> dict[str, torch.Tens
 
 
 def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, use_ema: bool = True) -> LoadReport:
-    """Load a checkpoint, in any published form of the model's variant or in ours, into `model`.
+    """Load a checkpoint into `model`, in any published format of its variant or in ours.
 
-    What the model has been built without (classifier, pruned stages, norms of levels) is dropped and reported; a
-    relative position table of another window is interpolated and reported. What has a prefix, as a detector's backbone
-    and the model of a training script have, is found by its names, and the prefix reported. Everything else must fit.
+    Weights for parts that the model lacks (classifier, pruned stages, norms of levels) are dropped and reported.
+    Relative position tables for another window are interpolated and reported. Keys with a prefix, as in detectors and
+    training scripts, are found by their names, and the prefix is reported. Everything else must fit.
 
     Args:
         model: made by `zoo.create_model` or `timm.create_model("zoo_...")`.
         source: a `.pth`, `.pth.tar`, `.ckpt`, `.bin` or `.safetensors` file, or a state dict.
-        use_ema: of a checkpoint that holds trained weights and their moving average take the average.
+        use_ema: load the moving average if a checkpoint has both it and the trained weights.
 
     Raises:
         CheckpointError: if the file cannot be read or does not fit; the model is then left as it was.

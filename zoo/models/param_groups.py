@@ -1,4 +1,4 @@
-"""Parameter groups of an optimiser, with the weight decay and learning rates of a family's published recipe."""
+"""Parameter groups for an optimiser, with the weight decay and learning rates of a family's published recipe."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for `torch.optim` or `timm.optim.create_optimizer_v2(param_group_fn=...)`, with timm's keys.
 
-    Vectors, biases and the names in `no_weight_decay` are not decayed. `lr_scale`, which timm's schedulers multiply
-    the learning rate by, holds the family's own factors (0.01 for LITv2's offset convolutions) and those of
+    Vectors, biases and the names in `no_weight_decay` are not decayed. `lr_scale`, by which timm's schedulers multiply
+    the learning rate, contains the family's own factors (0.01 for LITv2's offset convolutions) and those of
     `layer_decay`.
 
     Args:
-        model: of `zoo.create_model`, also inside of a wrapper for compilation or several processes.
-        weight_decay: of everything else.
+        model: from `zoo.create_model`, possibly wrapped for compilation or several processes.
+        weight_decay: for all other parameters.
         layer_decay: factor of the learning rate from one block to the one before; None for none.
 
     Raises:
@@ -40,7 +40,7 @@ def parameter_groups(
 
 
 def _split(group: dict[str, Any], names: dict[int, str], scales: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The group, with the parameters that have a learning rate of their own in groups of their own."""
+    """The group, split so that parameters with their own learning rate are in groups of their own."""
     parts: dict[float, list[nn.Parameter]] = {}
     for parameter in group["params"]:
         name = names[id(parameter)]

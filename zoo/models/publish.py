@@ -1,4 +1,4 @@
-"""Models written to folders and to repositories of the Hub, with a card."""
+"""Writes models to folders and Hub repositories, with a model card."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from zoo.weights.manifest import Checkpoint
 
 
 def publish(model: nn.Module, target: str, entry: Checkpoint | None = None, private: bool = False) -> str:
-    """Write a model, its configuration and a card to a folder or a repository, as timm reads them.
+    """Write a model, its configuration and a model card to a folder or repository, in timm's format.
 
     Args:
-        model: of `zoo.create_model`; its configuration a shipped variant with or without overrides.
+        model: from `zoo.create_model`; a shipped variant with or without overrides.
         target: `local-dir:folder`, which must be empty or absent, or `hf-hub:owner/name`, which is created if absent.
         entry: the published checkpoint that the weights come from.
-        private: of a repository that is created.
+        private: whether a newly created repository is private.
 
-    Returns:
-        Where it lies now.
+    Returns: Where it was written.
 
     Raises:
         ConfigError: if the model or the target cannot be published.

@@ -14,10 +14,10 @@ from zoo.weights.store import tensors_of
 
 
 def published_tensors(entry: Checkpoint) -> dict[str, torch.Tensor]:
-    """A published checkpoint under our names, fetched and converted the first time.
+    """A published checkpoint under our names, downloaded and converted the first time.
 
     Raises:
-        CheckpointError: if it cannot be had, read or converted.
+        CheckpointError: if it cannot be obtained, read or converted.
     """
     rules = hashlib.sha256(repr(load_config(entry.variant).checkpoints).encode()).hexdigest()
 

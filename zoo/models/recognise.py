@@ -1,4 +1,4 @@
-"""Checkpoint files that were fetched by hand: which published checkpoint each is."""
+"""Identifies checkpoint files that were downloaded by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.weights.manifest import Checkpoint, checkpoints
 
 
 def candidates(path: Path) -> list[Checkpoint]:
-    """The published checkpoints that a file may be: by its checksum, else by its tensors, then by its name.
+    """The published checkpoints that a file may contain: by checksum, else by tensors, then by name.
 
     Raises:
         CheckpointError: if the file cannot be read, or fits none.
@@ -33,7 +33,7 @@ def candidates(path: Path) -> list[Checkpoint]:
 
 
 def keep(path: Path, entry: Checkpoint) -> Path:
-    """Copy a file to where `pretrained=True` looks for the checkpoint.
+    """Copy a file to the place where `pretrained=True` looks for the checkpoint.
 
     Raises:
         CheckpointError: if it is not the file that the manifest expects, or cannot be copied.

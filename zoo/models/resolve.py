@@ -1,6 +1,6 @@
-"""From a name to a configuration and weights that fit it: parsed once, read once, converted once, built once.
+"""Resolves a name to a configuration and matching weights: each is parsed, read, converted and built once.
 
-A model with weights is built on the meta device, which draws and copies nothing, and takes their tensors as they are.
+A model with weights is built on the meta device, without initialising or copying anything, and adopts their tensors.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Resolved:
     """What a name, weights and overrides stand for.
 
     Attributes:
-        settings: arguments of the `Backbone`; classes and channels are those of the weights where they are not given.
-        tensors: weights under our names that fit `config`; None for weights that are to be drawn.
-        classes, channels: of the weights; None where they do not tell.
-        described: how an image must be prepared and the like, in timm's words, beside what the variant says.
+        settings: arguments of the `Backbone`; classes and channels default to those of the weights.
+        tensors: weights under our names that fit `config`; None for random initialisation.
+        classes, channels: numbers in the weights; None if unknown.
+        described: the input transform and similar facts, in timm's terms, in addition to the variant's own.
         entry: the published checkpoint that the weights are.
-        blueprint: with weights the model on the meta device, which `assemble` makes a real one.
+        blueprint: if there are weights, the model on the meta device, which `assemble` turns into a real one.
     """
 
     config: ModelConfig
@@ -73,13 +73,13 @@ def resolve(
     """Configuration and weights of a model; arguments as for `zoo.create_model`.
 
     Args:
-        dense: take a checkpoint without a classifier.
-        levels: of a pyramid, so that a checkpoint may lack the stages after the last of them; None for all.
+        dense: accept a checkpoint without a classifier.
+        levels: levels of a pyramid; a checkpoint may lack the stages after the last of them. None for all.
         settings: arguments of the `Backbone`.
 
     Raises:
         ConfigError: for an unknown name or key, or parts that do not fit together.
-        CheckpointError: if weights cannot be had, read or fitted.
+        CheckpointError: if weights cannot be obtained or read, or do not fit.
     """
     overrides, described, entry, found = dict(overrides or {}), {}, None, None
     settings = {key: value for key, value in settings.items() if value is not None}
@@ -108,7 +108,7 @@ def resolve(
 
 
 def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]:
-    """What the names of stages begin with that a pyramid does without."""
+    """Name prefixes of the stages that a pyramid does not need."""
     numbers = [i for i, stage in enumerate(config.stages) if stage.level]
     chosen = () if levels is None or isinstance(levels, int) else levels
     inside = [numbers[level] for level in chosen if -len(numbers) <= level < len(numbers)]
@@ -118,7 +118,7 @@ def _spare(config: ModelConfig, levels: Sequence[int] | None) -> tuple[str, ...]
 def _fitted(
     config: ModelConfig, found: Found, optional: Optional, settings: Mapping[str, Any], copied: bool
 ) -> Resolved:
-    """Weights in any published form under our names, on a blueprint of their model; `copied` if they stay another's."""
+    """Published weights under our names, with a blueprint of their model; `copied` if the caller keeps them."""
     blueprint = on_meta(config, **settings)
     targets = shapes_of(config, blueprint)
     tensors, _ = convert_and_check(found.tensors, config.checkpoints, targets, adaptable(config), optional)
@@ -141,7 +141,7 @@ def assemble(resolved: Resolved) -> Backbone:
     """The model itself: weights are taken as they are, but that another number of channels is adapted, and that a
     classifier for other classes and norms that the weights lack are new.
 
-    Once for a `Resolved`, whose blueprint and tensors become the model.
+    Call it once per `Resolved`, because its blueprint and tensors become the model.
     """
     settings, blueprint, tensors = dict(resolved.settings), resolved.blueprint, resolved.tensors
     if blueprint is None or tensors is None:
@@ -158,9 +158,9 @@ def assemble(resolved: Resolved) -> Backbone:
 
 
 def _take(blueprint: Backbone, tensors: StateDict) -> None:
-    """Make tensors the parameters of a model on the meta device, and draw those that they lack.
+    """Make tensors the parameters of a model on the meta device, and initialise the missing ones.
 
-    Stages that a pyramid does without may stay on the meta device.
+    Stages that a pyramid does not need may stay on the meta device.
     """
     own, device = blueprint.state_dict(), torch.empty(0).device  # `get_default_device` of 2.7 fails without one
     taken = {
@@ -178,9 +178,9 @@ def _take(blueprint: Backbone, tensors: StateDict) -> None:
 
 
 def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor with the strides of another, in memory of its own and where PyTorch would place it.
+    """A tensor with the strides of another, in its own memory and aligned as PyTorch would allocate it.
 
-    Slices of a published tensor share theirs, and those of a file may begin at any byte, for which other kernels run.
+    Slices of a published tensor share memory, and tensors in a file may start at any byte, which selects other kernels.
     """
     alone = value.is_meta or (value.untyped_storage().nbytes() == value.nbytes and value.data_ptr() % 64 == 0)
     if alone and value.stride() == like.stride():

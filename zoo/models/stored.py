@@ -1,4 +1,4 @@
-"""Models in repositories of the Hub, in folders of the same form, and in checkpoints of `zoo train`, read with care."""
+"""Reads models safely from Hub repositories, folders of the same format, and checkpoints of `zoo train`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.weights.verified import read_metadata, read_verified
 HUB, FOLDER, TRAINED = "hf-hub:", "local-dir:", ".safetensors"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
-"""Keys by which a configuration asks for code of its own."""
+"""Keys by which a configuration requests custom code."""
 DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
 LARGEST_CONFIG = 2**22
 """Bytes."""
@@ -27,13 +27,13 @@ LARGEST_CONFIG = 2**22
 
 @dataclass(frozen=True)
 class Stored:
-    """A model as a repository or folder holds it.
+    """A model as stored in a repository or folder.
 
     Attributes:
-        variant: a shipped one; of a checkpoint of `zoo train` perhaps a configuration file beside it.
+        variant: a shipped one, or, for a checkpoint of `zoo train`, possibly a configuration file next to it.
         tensors: its weights.
         overrides: configuration keys.
-        described: how an image must be prepared and the like, in timm's words.
+        described: the input transform and similar facts, in timm's terms.
     """
 
     variant: str
@@ -43,20 +43,20 @@ class Stored:
 
 
 def is_place(name: str) -> bool:
-    """Whether a name stands for a repository or a folder, which models are published to."""
+    """Whether a name refers to a repository or folder to which models are published."""
     return isinstance(name, str) and name.startswith((HUB, FOLDER))
 
 
 def is_stored(name: str) -> bool:
-    """Whether a model name stands for a repository, a folder or a checkpoint that says what it is of."""
+    """Whether a model name refers to a repository, a folder or a checkpoint that describes its model."""
     return is_place(name) or (isinstance(name, str) and name.endswith(TRAINED))
 
 
 def read(name: str) -> Stored:
-    """What `hf-hub:owner/name`, `hf-hub:owner/name@revision`, `local-dir:folder` or `trained.safetensors` holds.
+    """Read `hf-hub:owner/name`, `hf-hub:owner/name@revision`, `local-dir:folder` or `trained.safetensors`.
 
     Raises:
-        CheckpointError: if it cannot be had or read, is no model of the zoo, or asks to run code.
+        CheckpointError: if it cannot be obtained or read, is not a model of the zoo, or asks to run code.
     """
     if not is_place(name):
         return _read_trained(Path(name))
@@ -76,7 +76,7 @@ def read(name: str) -> Stored:
 
 
 def describes_itself(path: Path) -> bool:
-    """Whether a checkpoint file names the model that it is of, as those of `zoo train` do."""
+    """Whether a checkpoint file names its model, as those of `zoo train` do."""
     return path.suffix == TRAINED and path.is_file() and "model" in read_metadata(path)
 
 
@@ -97,7 +97,7 @@ def _read_trained(path: Path) -> Stored:
 
 
 def _file(name: str, *candidates: str) -> Path:
-    """The first of the files that a repository or folder has."""
+    """The first of the candidate files that exists in a repository or folder."""
     if name.startswith(HUB):
         repository, _, revision = name.removeprefix(HUB).partition("@")
         return hub_file(repository, candidates, revision or None)

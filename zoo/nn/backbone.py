@@ -27,12 +27,12 @@ from zoo.nn.masked import run_per_image
 class Backbone(nn.Module):
     """A hierarchical vision backbone built from a `ModelConfig`.
 
-    Images come in, maps go from stage to stage and out, as NCHW; inside the stages they are (B, H, W, C).
+    Images, maps between stages and returned maps are NCHW; inside the stages tensors are (B, H, W, C).
 
     Attributes:
-        levels: numbers of the stages whose maps are handed out; the last stage is one of them.
-        reductions: pixels of the image per position of the map of each stage.
-        feature_info: channels, reduction and module of each map that is handed out.
+        levels: indices of the stages whose maps are returned, including the last stage.
+        reductions: for each stage, image pixels per map position.
+        feature_info: channels, reduction and module of each returned map.
 
     Args:
         config: the variant.
@@ -42,8 +42,8 @@ class Backbone(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None for the
             variant's own.
-        level_norm: give each stage's map a norm of its own, as the published detectors do; what `norm=True` of
-            `forward_intermediates` then applies. A variant that has a norm at the end of every stage takes that.
+        level_norm: give each stage's map a norm of its own, as the published detectors do; `norm=True` of
+            `forward_intermediates` applies it. A variant with a norm at the end of every stage uses that norm.
 
     Raises:
         ConfigError: if the parts of the configuration do not fit together.
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of the features that the classifier sees."""
+        """Width of the classifier's input features."""
         return self.head.hidden_dim
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -137,11 +137,11 @@ class Backbone(nn.Module):
             x: images (B, in_chans, H, W).
             indices: stages to return, negative ones from the end; n for the last n; None for all.
             norm: apply to each map its own norm: that of `level_norm`, or the variant's at the end of the stage.
-            stop_early: do not run the stages after the last one asked for.
+            stop_early: do not run the stages after the last requested one.
             output_fmt: layout of the maps.
-            intermediates_only: return the maps alone.
-            mask: (B, H, W), true where a pixel is of the image and not of the padding at its right and bottom. Each
-                image is then seen by itself: its maps are those without padding, and zero beyond.
+            intermediates_only: return only the maps.
+            mask: (B, H, W), true where a pixel belongs to the image and not to the padding at its right and bottom.
+                Each image is then run on its own: its maps are those without padding, and zero in the padding.
 
         Returns:
             The result of `forward_features` and the list of maps, or the list alone.
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
         return [*maps, x]
 
     def _level(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """The map of stage `i` with the norm under which it is handed out."""
+        """The map of stage `i`, with its norm, as it is returned."""
         if self.level_norms is not None:
             return norm_maps(self.level_norms[i], x)
         x = norm_maps(self.stages[i].norm, x)
@@ -241,7 +241,7 @@ class Backbone(nn.Module):
             stage.grad_checkpointing = enable
 
     def freeze(self, stages: int) -> None:
-        """Do not train the first `stages` stages, the stem with the first; 0 trains all again. See `zoo.freeze`."""
+        """Freeze the first `stages` stages, including the stem; 0 unfreezes everything. See `zoo.freeze`."""
         check(stages, Annotated[int, Range(0, len(self.stages))], Where("stages"))
         for i, stage in enumerate(self.stages):
             if i < max(stages, self.frozen):
@@ -250,7 +250,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training mode, but for frozen stages: their statistics and stochastic depth stay in evaluation mode."""
+        """Training mode, except that batch norms and stochastic depth of frozen stages stay in evaluation mode."""
         super().train(mode)
         for stage in self.stages[: self.frozen]:
             stage.eval()

@@ -27,7 +27,7 @@ class Branch(nn.Module):
     """y = shortcut(x) + drop_path(gamma * post_norm(fn(norm(x)))) on (B, H, W, dim_in).
 
     Attributes:
-        reads, writes: names of the tensors that `fn` gets beside its input, and of those that it gives new values for.
+        reads, writes: names of the additional tensors that `fn` receives, and of those for which it returns new values.
     """
 
     def __init__(self, config: BranchConfig, dim_in: int, dim: int, drop_path: float) -> None:
@@ -55,7 +55,7 @@ class Branch(nn.Module):
             )
 
     def forward(self, x: torch.Tensor, known: Context | None = None) -> torch.Tensor | tuple[torch.Tensor, Context]:
-        """The map, and, of a branch that writes, the context with its values."""
+        """The map and, if the branch writes, the context with its new values."""
         y = cpu.normed(self.norm, x)
         if known is None:
             y = cpu.conv(self.fn, y) if self.of_nchw else self.fn(y)
@@ -74,7 +74,7 @@ class Branch(nn.Module):
         return y if self.shortcut is None else self.shortcut(x) + y
 
     def fold(self) -> None:
-        """Put a batch norm into the layer after it, where that is a linear one."""
+        """Fold a batch norm into the following layer, if that is linear."""
         if isinstance(self.fn, InputFoldable):
             self.norm = self.fn.fold_input(self.norm)
 
@@ -95,7 +95,7 @@ class Block(nn.Sequential):
             dim_in = dim
 
     def forward(self, x: torch.Tensor, context: Context | None = None) -> torch.Tensor | tuple[torch.Tensor, Context]:
-        """The map, and, if there is a context, that as the branches leave it."""
+        """The map and, if there is a context, the context as updated by the branches."""
         start, now = x, context or {}
         for branch in self:
             if branch.writes:
@@ -110,12 +110,12 @@ class Stage(nn.Module):
 
     Args:
         drop_path: the rate of each block.
-        widths: channels of all stages before.
+        widths: channels of all previous stages.
 
     Attributes:
-        norm: of the map that the next stage sees; `forward` leaves it to the caller.
-        after: index of the stage whose map this one sees; None for the one before.
-        exportable: run everything as it is exported.
+        norm: applied to the map before the next stage; `forward` leaves this to the caller.
+        after: index of the stage whose map is the input; None for the previous one.
+        exportable: run everything in its exported form.
         reduction: how many times smaller than the input the output is on each axis.
     """
 
@@ -154,7 +154,7 @@ class Stage(nn.Module):
         """(B, dim_in, H, W) to (B, dim, H / reduction, W / reduction), both preferably channels_last.
 
         Args:
-            outputs: map and context of every stage before, for a stage with a context, which returns both, too.
+            outputs: map and context of every previous stage, for a stage with a context, which also returns both.
         """
         x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
         if self.context is None:
@@ -172,7 +172,7 @@ class Stage(nn.Module):
         return self._run(block, *inputs)
 
     def _run_by(self, backend: str | None, module: nn.Module, *inputs: Any) -> Any:
-        """`_run` by the backend of the forward pass: the second time may be in another thread."""
+        """`_run` with the backend of the forward pass, because recomputation may happen in another thread."""
         with as_forced(backend):
             return self._run(module, *inputs)
 
@@ -184,7 +184,7 @@ class Stage(nn.Module):
 
 
 class Stages(nn.ModuleList):
-    """The stages of a backbone, which runs them one by one, with what stands between them."""
+    """The stages of a backbone, which runs them one by one and applies the norms between them."""
 
     if TYPE_CHECKING:
 
@@ -196,7 +196,7 @@ class Stages(nn.ModuleList):
         def __iter__(self) -> Iterator[Stage]: ...  # type: ignore[override]  # as above
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Refused: a chain of the stages alone would leave out the norms that some variants have between them.
+        """Refused: chaining the stages alone would omit the norms that some variants have between them.
 
         Raises:
             NotImplementedError: always.
@@ -209,7 +209,7 @@ class Stages(nn.ModuleList):
 
 
 def _check_names(config: StageConfig, names: Sequence[str]) -> None:
-    """Refuse a branch that reads or writes what nobody makes."""
+    """Refuse a branch that reads or writes a tensor that nothing computes."""
     for branch in (branch for block in config.blocks for branch in block):
         for kind, allowed in (("reads", ("block", "branch", *names)), ("writes", tuple(names))):
             for name in getattr(branch, kind):

@@ -12,18 +12,18 @@ from zoo.nn.registry import BRANCHES, EMBEDS, Registry
 
 
 def dilate(config: ModelConfig, strides: Sequence[int], output_stride: int) -> ModelConfig:
-    """The variant with no map coarser than `output_stride` pixels, under the same weights.
+    """The variant with no map coarser than `output_stride` pixels and the same weights.
 
     Where a stage would make its map coarser, it keeps its size, and from there on convolutions and neighbourhoods are
-    dilated by as much. Every position of the original map is then found among the new ones, with the same features
-    where the sides of the map divide. That asks of a stage that it consists of centred convolutions, of neighborhood
-    attention, and of parts that see one position: NAT and DiNAT. Windows, regions and pooled maps have no such form.
+    dilated by the same factor. Every position of the original map then occurs in the new map, with the same features if
+    the sides of the map are divisible. A stage must consist of centred convolutions, neighborhood attention, and parts
+    that see one position, as in NAT and DiNAT. Windows, regions and pooled maps have no such form.
 
     Args:
         strides: how many times smaller than its input each stage makes its map.
 
     Raises:
-        ConfigError: if `output_stride` is no map's, or a part has no dilated form.
+        ConfigError: if no map has the stride `output_stride`, or a part has no dilated form.
     """
     if config.branching:
         raise _cannot(config, "a graph of stages")

@@ -1,4 +1,4 @@
-"""Embeds: what stands before the blocks of a stage and sets its resolution; the stem is the embed of stage 0."""
+"""Embeds: the first part of a stage, which sets its resolution; the stem is the embed of stage 0."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ConvLayer:
         return dataclass_from_yaml(cls, value, where)
 
     def build(self, dim_in: int, dim: int) -> nn.Conv2d:
-        """The convolution; without a padding of its own it keeps the size of the map, but for the stride."""
+        """The convolution; without explicit padding it keeps the size of the map, apart from the stride."""
         padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
         if padding == "same":
             padding = least_padding(self.kernel, self.stride)
@@ -53,7 +53,7 @@ class ConvEmbed(Embed):
     """A chain of convolutions on (B, H, W, dim_in).
 
     Args:
-        layers: the convolutions in order; `dim` of a layer is its width, the stage's width when not given.
+        layers: the convolutions in order; `dim` of a layer is its width, by default that of the stage.
         pre_norm: norm of the input.
         pad_to: the input is zero-padded at the right and the bottom, after `pre_norm`, to a multiple of this.
     """
@@ -83,9 +83,9 @@ class ConvEmbed(Embed):
         self.least = max(1, layers[0].kernel - 2 * padding) if isinstance(padding, int) else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, dim_in) to (B, H / reduction, W / reduction, dim), rounded as kernels and padding have it.
+        """(B, H, W, dim_in) to (B, H / reduction, W / reduction, dim), rounded according to kernels and padding.
 
-        A map that the first kernel does not fit into is extended by zeros.
+        A map smaller than the first kernel is padded with zeros.
         """
         x = pad_to_multiple(apply_norm(self.pre_norm, x), (self.pad_to, self.pad_to))
         x = pad_to_least(x, (self.least, self.least))
@@ -111,7 +111,7 @@ class ConvEmbed(Embed):
         return {**params, "layers": layers}
 
     def fold(self) -> None:
-        """Put batch norms into the convolutions before them."""
+        """Fold batch norms into the preceding convolutions."""
         pairs = zip(self.convs, self.norms, strict=True)
         self.norms = nn.ModuleList([fold_after(cast(nn.Conv2d, conv), norm) for conv, norm in pairs])
 
@@ -120,7 +120,7 @@ class ConvEmbed(Embed):
 class CrossScaleEmbed(Embed):
     """Convolutions of several kernels side by side (CrossFormer, https://arxiv.org/abs/2108.00154, section 3.1).
 
-    The i-th gives dim / 2**(i+1) channels and the last one what is left, so small kernels fill most of the output.
+    The i-th gives dim / 2**(i+1) channels and the last one the rest, so small kernels provide most of the output.
 
     Args:
         kernels: of the convolutions, each even and no smaller than `stride`.
@@ -167,7 +167,7 @@ class CrossScaleEmbed(Embed):
 class PatchMerging(Embed):
     """2x2 positions become one: their channels side by side, norm, linear (Swin, arXiv:2103.14030, section 3.1).
 
-    An odd map is extended by zeros. Channels are ordered top left, bottom left, top right, bottom right.
+    An odd map is padded with zeros. Channels are ordered top left, bottom left, top right, bottom right.
     """
 
     reduction = 2
@@ -185,7 +185,7 @@ class PatchMerging(Embed):
 
 
 class DeformConv2d(nn.Module):
-    """A convolution of (B, dim_in, H, W) whose taps read where offsets send them; drawn as `nn.Conv2d` draws its own.
+    """A convolution of (B, dim_in, H, W) whose taps read at positions shifted by offsets; initialised like `nn.Conv2d`.
 
     Deformable ConvNets, https://arxiv.org/abs/1703.06211.
     """
@@ -234,12 +234,12 @@ class DeformEmbed(Embed):
         return ("conv", "offset")
 
     def fold(self) -> None:
-        """Put a batch norm into the convolution before it."""
+        """Fold a batch norm into the preceding convolution."""
         self.norm = fold_after(cast(nn.Conv2d, self.conv), self.norm)  # whose weights it has
 
 
 def input_convolutions(embed: Part | None) -> tuple[str, ...]:
-    """Names, inside an embed, of the convolutions that see its input; none where no convolution does."""
+    """Names, inside an embed, of the convolutions applied to its input; none if there are no such convolutions."""
     if embed is None:
         return ()
     cls = EMBEDS.find(embed.type, embed.where / "type")

@@ -1,4 +1,4 @@
-"""Feed-forward branches: channels are mixed, and positions at most with their neighbours."""
+"""Feed-forward branches, which mix channels, and positions at most with their neighbours."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Mlp(nn.Module):
 
     Args:
         act: the activation.
-        dwconv: a 3x3 depthwise convolution stands before the activation (LITv2, arXiv:2205.13213, section 3).
-        gated: two thirds of the hidden width, and the activation is multiplied by a second projection of the input
-            (with `dwconv` TransNeXt's convolutional GLU, https://arxiv.org/abs/2311.17132, section 3.4).
+        dwconv: add a 3x3 depthwise convolution before the activation (LITv2, arXiv:2205.13213, section 3).
+        gated: use two thirds of the hidden width, and multiply the activation by a second projection of the input (with
+            `dwconv` TransNeXt's convolutional GLU, https://arxiv.org/abs/2311.17132, section 3.4).
     """
 
     def __init__(

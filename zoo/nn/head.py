@@ -12,7 +12,7 @@ POOLS = ("avg", "")
 
 
 class Head(nn.Module):
-    """Global pool, norm (where it follows the pool), optional tanh layer, dropout, classifier.
+    """Global pool, norm (if it follows the pool), optional tanh layer, dropout, classifier.
 
     Works on (B, dim, H, W). Without a pool every position is classified.
 
@@ -37,7 +37,7 @@ class Head(nn.Module):
         self.fc = nn.Linear(self.hidden_dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def remove_hidden(self) -> None:
-        """Drop the norm and the tanh layer: what is left pools and classifies."""
+        """Remove the norm and the tanh layer, keeping the pool and the classifier."""
         self.norm, self.pre_logits = nn.Identity(), None
 
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

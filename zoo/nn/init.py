@@ -1,7 +1,7 @@
-"""Initialisation schemes, one per training recipe; parts without an entry keep what their constructor drew.
+"""Initialisation schemes, one per training recipe; parts without an entry keep their constructors' values.
 
-A part names in `POINTWISE` those of its linear layers that are 1x1 convolutions in the published code: they are drawn
-as convolutions.
+A part lists in `POINTWISE` its linear layers that are 1x1 convolutions in the published code: they are initialised as
+convolutions.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SCHEMES: dict[str, Callable[[str, nn.Module, bool], None]] = {
 
 
 def initialise(model: nn.Module, scheme: str, ready: Container[str] = ()) -> None:
-    """Draw the weights of every layer of `model` by the named scheme, but of those whose parameters are all `ready`."""
+    """Initialise every layer of `model` by the named scheme, except layers whose parameters are all `ready`."""
     pointwise = {
         f"{name}.{child}" for name, module in model.named_modules() for child in getattr(module, "POINTWISE", ())
     }

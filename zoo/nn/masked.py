@@ -1,9 +1,9 @@
 """Each image of a padded batch is run on its own, so that padding cannot change the result.
 
-Padding reaches real pixels through almost everything: windows are placed by the size of the map, convolutions and
-neighbourhoods look over its border, squeeze and excitation, channel attention, regions and pooled maps take means over
-all of it. Zeroing the padding between layers would mend the convolutions alone. Every part takes any size, so the exact
-answer is to give each image its own.
+Padding affects real pixels in almost every part: windows are placed by the size of the map, convolutions and
+neighbourhoods reach across the image border, and squeeze and excitation, channel attention, regions and pooled maps
+average over the whole map. Zeroing the padding between layers would only fix the convolutions. Every part takes any
+size, so the exact solution is to run each image at its own size.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def image_sizes(mask: torch.Tensor, images: torch.Tensor) -> list[tuple[int, int
     """(height, width) of each image of a padded batch.
 
     Args:
-        mask: (B, H, W), true or nonzero where a pixel is of the image, a rectangle at the top left.
+        mask: (B, H, W), true or nonzero where a pixel belongs to the image, a rectangle at the top left.
         images: (B, C, H, W).
 
     Raises:
-        ValueError: if the mask has another shape, or an image is empty or no such rectangle.
+        ValueError: if the mask has the wrong shape, or an image is empty or not such a rectangle.
     """
     expected = (images.shape[0], *images.shape[2:])
     if mask.shape != expected:
@@ -45,16 +45,15 @@ def run_per_image(
     mask: torch.Tensor,
     strides: Sequence[int],
 ) -> list[torch.Tensor]:
-    """`run` on the images of each size together, and its results in the order of the batch.
+    """Call `run` once for all images of each size, and return the results in the order of the batch.
 
     Args:
-        run: images (n, C, h, w) to one tensor a stride: a map (n, D, h', w') or one row an image.
+        run: maps images (n, C, h, w) to one tensor per stride: a map (n, D, h', w') or one row per image.
         images: (B, C, H, W), padded at the right and the bottom.
         mask: as for `image_sizes`.
         strides: pixels of the image per position of each map.
 
-    Returns:
-        Maps (B, D, ceil(H / stride), ceil(W / stride)), zero beyond an image's own; rows as they are.
+    Returns: Maps (B, D, ceil(H / stride), ceil(W / stride)), zero outside each image's own map; rows unchanged.
 
     Raises:
         ValueError: as `image_sizes`.
@@ -73,7 +72,7 @@ def run_per_image(
 
 
 def _fill(part: torch.Tensor, images: torch.Tensor, stride: int) -> torch.Tensor:
-    """A map extended by zeros to that of the whole batch."""
+    """A map padded with zeros to the size of the whole batch's map."""
     if part.ndim != 4:
         return part
     height, width = (-(-n // stride) for n in images.shape[2:])

@@ -1,4 +1,4 @@
-"""What the parts of a model say about themselves, beside what they compute."""
+"""The interfaces by which parts of a model describe themselves, apart from what they compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Embed(nn.Module):
-    """What a stage begins with: (B, H, W, dim_in) to (B, H / reduction, W / reduction, dim).
+    """The first part of a stage: (B, H, W, dim_in) to (B, H / reduction, W / reduction, dim).
 
     Attributes:
         dim: channels of the output.
@@ -21,29 +21,29 @@ class Embed(nn.Module):
 
     @staticmethod
     def input_convolutions(params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the convolutions that see the input, for these keys of the configuration."""
+        """Names of the convolutions applied to the input, for these configuration keys."""
         return ()
 
     @staticmethod
     def dilated(params: Mapping[str, Any], dilation: int, strided: bool) -> Mapping[str, Any] | None:
         """The keys for an input that is `dilation` times finer, and, if not `strided`, an output of the input's size.
 
-        None if there is no such form. A branch may have the same, without `strided`.
+        None if there is no such form. Branches may define the same method without `strided`.
         """
         return None
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A part that can put its batch norms into the layers beside them."""
+    """A part that can fold its batch norms into adjacent layers."""
 
     def fold(self) -> None:
-        """Do so; outputs in evaluation mode stay, up to rounding."""
+        """Fold them; outputs in evaluation mode stay the same, up to rounding."""
 
 
 @runtime_checkable
 class InputFoldable(Protocol):
-    """A part that can put the batch norm of its input into its own layers."""
+    """A part that can fold the batch norm of its input into its own layers."""
 
     def fold_input(self, norm: nn.Module) -> nn.Module:
-        """Do so; what is left of the norm."""
+        """Fold it. Returns what remains of the norm."""

@@ -1,4 +1,4 @@
-"""Names to classes, and the one place where a part is built from its configuration."""
+"""Maps names to classes and builds parts from their configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Made = TypeVar("Made", bound=Maker)
 
 
 class Registry(dict[str, Maker]):
-    """Classes of one kind by the name that configurations use."""
+    """Classes of one kind by their names in configurations."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Registry(dict[str, Maker]):
         return add
 
     def find(self, name: str, where: Where) -> Maker:
-        """The class under `name`; a miss lists the near names."""
+        """The class registered as `name`; the error lists similar names."""
         if name not in self:
             raise where.unknown(name, self, self.kind)
         return self[name]
@@ -44,7 +44,7 @@ class Registry(dict[str, Maker]):
         """An instance of the part.
 
         The keyword-only arguments of the class are its configuration keys, their annotations the allowed
-        values; `context` fills the positional ones (`dim`, `dim_in`) that the class asks for.
+        values; `context` fills the positional ones (`dim`, `dim_in`) that the class requires.
 
         Raises:
             ConfigError: for unknown, missing or wrong keys, or when the parts do not fit together.

@@ -1,4 +1,4 @@
-"""Whose folder the output of a run is: one run's, and one process's at a time."""
+"""Reserves the output folder of a run for one run and one process at a time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from zoo.training.recipe import Recipe, differences, load_recipe
 RECIPE = "run.yaml"
 LOCK = ".lock"
 PATIENCE = 10.0
-"""Seconds for which the readers of a run that was killed may live on."""
+"""Seconds for which the reader processes of a killed run may survive it."""
 
 
 @contextmanager
 def claimed(output: Path, main: bool) -> Iterator[None]:
-    """Within this context no other run writes to `output`, which is made if it is not there.
+    """Within this context no other run writes to `output`, which is created if necessary.
 
     Args:
-        main: whether this process is the one of the run that writes.
+        main: whether this is the process that writes.
 
     Raises:
-        ConfigError: if another run does, or the folder cannot be written.
+        ConfigError: if another run does, or the folder is not writable.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
 
 
 def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:
-    """See that the run in a folder, if there is one, is the one to go on with, and that it can go on.
+    """Check that a run already in the folder is the one to resume, and that it can be resumed.
 
     Raises:
         ConfigError: if not.

@@ -1,4 +1,4 @@
-"""The loop of a run: epochs, steps, validation, checkpoints, and every way in which it may end."""
+"""The training loop: epochs, steps, validation, checkpoints, and every way in which a run may end."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from zoo.training.step import Stepper
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 MOST_SKIPPED = 3
-"""Steps in a row without a finite loss."""
+"""The number of consecutive steps without a finite loss."""
 _GO_ON, _STOP, _TOO_BAD = 0, 1, 2
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved where it is."""
+    """The run was asked to stop and has saved its state."""
 
 
 def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Train, and write everything to `output`.
 
     Args:
-        recipe: what to do.
-        output: a folder, made if it is not there.
-        resume: go on with the run in `output`, if there is one.
-        say: told what people should know.
+        recipe: the training recipe.
+        output: a folder, created if necessary.
+        resume: continue the run in `output`, if there is one.
+        say: receives messages for the user.
 
     Returns:
-        What `summary.json` holds: top1, top5, loss, epochs, images_per_second, seconds, ...
+        The content of `summary.json`: top1, top5, loss, epochs, images_per_second, seconds, ...
 
     Raises:
-        ConfigError: for whatever is wrong with recipe, data or devices, before the first step; for too many unreadable
-            images and for losses that are not finite, with the last checkpoint kept.
+        ConfigError: for any error in recipe, data or devices, before the first step; later for too many unreadable
+            images or losses that are not finite, keeping the last checkpoint.
         CheckpointError: if checkpoints cannot be read or written.
         Interrupted: after Ctrl-C or SIGTERM.
     """
@@ -69,7 +69,7 @@ def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str
 
 @contextmanager
 def _readers_explained() -> Iterator[None]:
-    """Say what it means when a process that reads images is killed."""
+    """Explain the error when a process that reads images is killed."""
     try:
         yield
     except RuntimeError as error:
@@ -82,7 +82,7 @@ def _readers_explained() -> Iterator[None]:
 
 
 class Run:
-    """A run and where it is."""
+    """A run and its progress."""
 
     interrupt: Interrupt
     closing: ExitStack
@@ -99,7 +99,7 @@ class Run:
         self.since = time.perf_counter()
 
     def go_on(self) -> None:
-        """Take up the run where it was saved last."""
+        """Resume the run from its last saved state."""
         found = load_state(self.parts, self.output / "state")
         if found is None:
             return
@@ -112,18 +112,18 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step is of, from 0."""
+        """The epoch of the next step, from 0."""
         return self.progress.step // self.parts.order.steps
 
     @property
     def done(self) -> bool:
-        """Whether no step is left, or none would help."""
+        """Whether no step is left, or further steps would not help."""
         waited = len(self.progress.history) - self.progress.best_epoch
         tired = self.recipe.early_stop is not None and waited >= self.recipe.early_stop
         return len(self.progress.history) >= self.recipe.epochs or tired
 
     def train(self) -> dict[str, Any]:
-        """All epochs that are left, and the report."""
+        """Train the remaining epochs and write the report."""
         steps = self.parts.order.steps
         if sentence := left_out(self.recipe):
             self.say(sentence)
@@ -171,7 +171,7 @@ class Run:
             self._save_state()
 
     def _judge(self, loss: float, norm: float, taken: bool) -> None:
-        """Count the loss of a step, or the step as skipped."""
+        """Record the loss of a step, or count it as skipped."""
         if taken:
             self.skipped_in_a_row = 0
             self.progress.loss_sum += loss
@@ -201,7 +201,7 @@ class Run:
         return metrics
 
     def _close_epoch(self, metrics: Metrics) -> None:
-        """A row of the history, and the checkpoints."""
+        """Write a row of the history and the checkpoints."""
         progress, found = self.progress, metrics.result()
         loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
         epoch = len(progress.history) + 1
@@ -225,5 +225,5 @@ class Run:
         self.parts.accelerator.wait_for_everyone()
 
     def finish(self) -> dict[str, Any]:
-        """The report on the best checkpoint, as it was saved."""
+        """Write the report on the best saved checkpoint."""
         return write_report(self.parts, self.progress, self.output, self.output / BEST, self.problems)

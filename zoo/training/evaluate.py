@@ -1,4 +1,4 @@
-"""Validation of a classifier, by one process or several."""
+"""Validation of a classifier by one or several processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def evaluate(
     tta: bool = False,
     real: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Metrics, list[Note]]:
-    """Count every image once over all processes.
+    """Evaluate every image exactly once over all processes.
 
     Args:
-        model: images (B, 3, H, W) to logits; its mode is as before afterwards.
-        batches: of this process, with `NO_IMAGE` where a batch is filled up.
-        tta: average the probabilities of an image and of its mirror image.
-        real: by position, the classes that ReaL allows.
+        model: maps images (B, 3, H, W) to logits; its mode is restored afterwards.
+        batches: of this process, filled up with `NO_IMAGE`.
+        tta: average the probabilities of an image and its mirror image.
+        real: for each position, the classes that ReaL allows.
 
     Returns:
         The sums over all processes, and the notes of this one.
@@ -41,7 +41,7 @@ def evaluate(
             logits = model(images)
             if tta:
                 mirrored = model(images.flip(3))
-                logits = (logits.float().softmax(1) + mirrored.float().softmax(1)).log()  # halved by the softmax
+                logits = (logits.float().softmax(1) + mirrored.float().softmax(1)).log()  # the softmax halves it
         metrics.add(logits, targets, batch.positions)
         notes.extend(batch.notes)
     model.train(training)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a wish to stop, heard between two steps."""
+"""Ctrl-C and SIGTERM as requests to stop, handled between two steps."""
 
 from __future__ import annotations
 

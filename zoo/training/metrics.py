@@ -1,4 +1,4 @@
-"""What a validation counts. All of it are sums over images, so that processes add theirs up without rounding."""
+"""Validation metrics as sums over images, so that processes can add up theirs without rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 BINS = 15
-"""Of confidence, for the calibration error."""
+"""Number of confidence bins for the calibration error."""
 
 
 class Metrics:
@@ -17,7 +17,7 @@ class Metrics:
 
     Attributes:
         confusion: (classes, classes) images by class and by prediction.
-        sums: loss, images with their class among the five likeliest, images with ReaL labels, right ones of these.
+        sums: loss, images with their class in the top five, images with ReaL labels, correct ones among these.
         bins: (3, BINS) images, right ones, and confidence, by confidence.
     """
 
@@ -28,7 +28,7 @@ class Metrics:
         self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
 
     def add(self, logits: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor) -> None:
-        """Count a batch: log-probabilities or logits (B, classes), classes (B) that are negative for no image."""
+        """Count a batch: log-probabilities or logits (B, classes), classes (B) that are negative for missing images."""
         kept = targets >= 0
         log, targets, positions = logits[kept].double().log_softmax(1), targets[kept], positions[kept]
         if not len(targets):
@@ -50,7 +50,7 @@ class Metrics:
         self.sums[3] += sum(guess in labels for guess, labels in zip(guesses, allowed, strict=True))
 
     def tensors(self) -> list[torch.Tensor]:
-        """What processes add up, in place."""
+        """The tensors that processes sum up, in place."""
         return [self.confusion, self.sums, self.bins]
 
     def result(self) -> dict[str, Any]:

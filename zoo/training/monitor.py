@@ -1,4 +1,4 @@
-"""How a run is watched: a display on a terminal, lines in a log, events for TensorBoard."""
+"""Shows the progress of a run: a display on a terminal, lines in a log, events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Monitor:
     """Shows a run while it is open.
 
     Args:
-        output: of the run; events go to `tensorboard` in it.
-        progress: where the run begins.
-        steps: of an epoch.
+        output: output folder of the run; events go to `tensorboard` in it.
+        progress: the state from which the run starts.
+        steps: number of steps in an epoch.
         main: whether this process shows anything.
     """
 
@@ -50,7 +50,7 @@ class Monitor:
             self.display.stop()
 
     def step(self, loss: float, lr: float, norm: float) -> None:
-        """Tell of a step that was taken."""
+        """Report a step."""
         if not self.main:
             return
         step = self.progress.step
@@ -70,7 +70,7 @@ class Monitor:
                 self.events.add_scalar(f"train/{name}", value, step)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Tell of a validated epoch."""
+        """Report a validated epoch."""
         if not self.main:
             return
         text = (
@@ -98,7 +98,7 @@ def _display() -> Display:
 
 
 def _memory() -> str:
-    """The most memory of the GPU so far, or what this process holds."""
+    """The peak GPU memory so far, or the memory of this process."""
     cuda = torch.cuda.is_available()
     held = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
     return f"{held / 2**30:.1f} GiB"

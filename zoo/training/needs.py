@@ -1,4 +1,4 @@
-"""Packages that training needs and the rest of the zoo does not."""
+"""Packages that only training needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def needs(module: str, package: str) -> ModuleType:
     """The module.
 
     Raises:
-        ConfigError: that says what to install, if it is not there.
+        ConfigError: if it is not installed; the message says what to install.
     """
     try:
         return importlib.import_module(module)

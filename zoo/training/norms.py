@@ -1,4 +1,4 @@
-"""Batch norms need more than one value a channel: one image whose map is one pixel has none to take a variance of."""
+"""Batch norms need more than one value per channel: a single image with a one-pixel map has no variance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TOO_FEW = "Expected more than 1 value per channel"
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """All of them."""
+    """All batch norms of a model."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
 def norms_explained() -> Iterator[None]:
-    """Say what it means when a batch norm is given one value a channel."""
+    """Explain the error when a batch norm gets one value per channel."""
     try:
         yield
     except ValueError as error:
@@ -37,7 +37,7 @@ def norms_explained() -> Iterator[None]:
 
 @torch.no_grad()
 def check_single_images(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Pass one empty image (C, H, W) = `shape` through a model as in training, which stays as it is.
+    """Run one empty image (C, H, W) = `shape` through a model in training mode, leaving the model unchanged.
 
     Raises:
         ConfigError: if a batch norm cannot be trained with it.

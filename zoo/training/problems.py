@@ -1,4 +1,4 @@
-"""The files that could not be read, or not as they are, of a whole run."""
+"""Records the unreadable and unusual files of a whole run."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from zoo.vision.folders import printable
 
 
 class Problems:
-    """Notes of files, each once, over all processes.
+    """Notes about files, each once, over all processes.
 
     Args:
-        path: of the report, a CSV that is there when there is something to report; None for no report.
-        images: how many there are.
-        most: share of them that may be unreadable.
+        path: path of the report, a CSV that is written only if there is something to report; None for no report.
+        images: total number of images.
+        most: the share of them that may be unreadable.
     """
 
     def __init__(self, path: Path | None, images: int, most: float) -> None:
         self.path, self.images, self.most = path, images, most
         self.notes: dict[str, dict[str, bool]] = {}
-        self.bad: dict[str, None] = {}  # in order, for a question that every step asks
+        self.bad: dict[str, None] = {}  # in order; every step looks at it
 
     def read(self) -> None:
-        """Take over what the report of an earlier part of the run says."""
+        """Read the report of an earlier part of the run."""
         if self.path is not None and self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
 
     def add(self, notes: Iterable[Note]) -> None:
-        """Remember notes."""
+        """Record notes."""
         for note in notes:
             note = note._replace(file=printable(note.file))
             for what in note.what.split("; "):
@@ -46,14 +46,14 @@ class Problems:
                 self.bad[note.file] = None
 
     def too_many(self) -> bool:
-        """Whether more files are unreadable than may be."""
+        """Whether too many files are unreadable."""
         return len(self.bad) > self.most * self.images
 
     def check(self) -> None:
         """Stop if too many files are unreadable.
 
         Raises:
-            ConfigError: if so, with the list.
+            ConfigError: if there are too many, with the list.
         """
         if self.too_many():
             bad = self.unreadable()
@@ -65,21 +65,21 @@ class Problems:
             )
 
     def none_readable(self, what: str) -> NoReturn:
-        """Stop a run that has nothing to work with, with the reason for the first file.
+        """Stop a run without any readable image, giving the reason for the first file.
 
         Raises:
-            ConfigError: that says `what`, and why.
+            ConfigError: always, with `what` and the reason.
         """
         self.write()
         first = next(iter(self.bad))
         raise ConfigError(f"{what}; the first is {first}: {'; '.join(self.notes[first])}")
 
     def unreadable(self) -> list[str]:
-        """The files that were passed over."""
+        """The files that were skipped."""
         return list(self.bad)
 
     def gather(self) -> None:
-        """Take over what other processes found."""
+        """Collect the notes of all processes."""
         own = [Note(file, ok, what) for file, notes in self.notes.items() for what, ok in notes.items()]
         self.add(gather_object(own))
 

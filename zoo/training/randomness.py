@@ -1,6 +1,6 @@
-"""Random numbers that depend on the seed and on where a run is, not on how it got there.
+"""Random numbers that depend only on the seed and the position in a run.
 
-A run that is taken up again, or whose images are read by other workers, therefore draws the same ones.
+A resumed run, or one with a different number of workers, therefore draws the same numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def mix(*numbers: int) -> int:
-    """A seed of 63 bits made of several numbers."""
+    """A 63-bit seed computed from several numbers."""
     low, high = np.random.SeedSequence(numbers).generate_state(2, np.uint32).tolist()
     return (low << 31) ^ high
 
@@ -29,7 +29,7 @@ def seed_all(*numbers: int) -> None:
 
 @contextmanager
 def drawn_from(*numbers: int) -> Iterator[None]:
-    """Within this context Python, numpy and torch on the CPU draw from `mix(*numbers)`; afterwards as before."""
+    """Within this context Python, numpy and torch on the CPU draw from `mix(*numbers)`; their state is restored."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = mix(*numbers)
     random.seed(seed)

@@ -19,58 +19,58 @@ RECIPE_DIR = CONFIG_DIR / "recipes"
 Share = Annotated[float, Range(0.0, 1.0)]
 Amount = Annotated[float, Range(0.0, 1e6)]
 NEVER_REPEATED = ("epochs", "workers", "micro_batch", "log_every", "save_steps", "fsdp")
-"""What a resumed run may have otherwise than the one it goes on from."""
+"""Keys that a resumed run may change."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run does. A key of the YAML, and of `--set`, for each attribute.
+    """The settings of a training run. Each attribute is a key of the YAML file and of `--set`.
 
     Attributes:
         model: as for `zoo.create_model`.
         overrides: configuration keys of the model.
-        checkpoint, pretrained: where its weights come from; drawn at random without either.
+        checkpoint, pretrained: source of the initial weights; random without either.
         data: an ImageFolder, perhaps with `train` and `validation` folders in it; a tar file, or a folder of tar files,
-            one a class or as WebDataset writes them; `hfds/NAME` for a data set of Hugging Face; `digits`.
-        train_split, val_split: their names; None for the usual ones.
-        val_share: of the images held out where there is no validation split.
+            one per class or in WebDataset's format; `hfds/NAME` for a data set of Hugging Face; `digits`.
+        train_split, val_split: names of the splits; None for the usual ones.
+        val_share: share of the images held out if there is no validation split.
         classes: `imagenette`, `imagewoof`, `imagenet100`, or a text file of class names or of image files.
-        max_bad_share: unreadable images, as a share of all, that stop the run when exceeded.
+        max_bad_share: share of unreadable images above which the run stops.
         in_chans: channels of the images: 3 for RGB, to which any picture is converted; otherwise those of the files.
         img_size: (height, width); None for the model's own.
         epochs: passes over the training images.
-        batch_size: images of one step of the optimiser, over all processes.
-        micro_batch: images that a process takes at once; None for all of its share, halved while memory runs out.
-        workers: processes that read images, for each training process.
-        optimizer, scheduler: names known to timm.
-        lr: for `lr_base` images a step; scaled linearly with `batch_size`.
-        min_lr, warmup_lr: at the end and at the start, scaled likewise.
-        warmup_epochs: of linear rise; at most all epochs but one.
-        weight_decay: of what the model's family decays; all of them were published with 0.05.
+        batch_size: images per optimiser step, over all processes.
+        micro_batch: images that a process runs at once; None for its whole share, halved when memory runs out.
+        workers: image reading processes per training process.
+        optimizer, scheduler: timm's names.
+        lr: learning rate for `lr_base` images per step; scaled linearly with `batch_size`.
+        min_lr, warmup_lr: learning rate at the end and at the start, scaled likewise.
+        warmup_epochs: epochs of linear increase; at most all epochs but one.
+        weight_decay: for the parameters that the model's family decays; all families were published with 0.05.
         layer_decay: factor of the learning rate from one block to the one before; None for none.
-        clip_grad: largest norm of the gradient; None for any.
-        freeze: stages that are not trained, from the stem; `backbone` for all but the classifier.
+        clip_grad: maximum norm of the gradient; None for no limit.
+        freeze: number of frozen stages, from the stem; `backbone` for everything except the classifier.
         drop_path_rate: None for the published rate of the variant.
         drop_rate: dropout before the classifier.
         label_smoothing, mixup, cutmix: strengths; mixup and cutmix are the alphas of their Beta distributions.
-        mix_prob: of a batch being mixed.
-        crop_scale: least and largest share of an image's area in a random crop.
-        crop_ratio: least and largest ratio of its sides.
-        hflip: probability of mirroring.
-        color_jitter: strength; where `auto_augment` is none.
-        auto_augment: timm's name, as in `rand-m9-mstd0.5-inc1`.
+        mix_prob: probability that a batch is mixed.
+        crop_scale: minimum and maximum share of an image's area in a random crop.
+        crop_ratio: minimum and maximum aspect ratio of the crop.
+        hflip: probability of horizontal flipping.
+        color_jitter: strength; used if `auto_augment` is none.
+        auto_augment: policy in timm's notation, as in `rand-m9-mstd0.5-inc1`.
         random_erasing: probability.
-        crop_pct, interpolation, mean, std: of the input; None for the model's own. mean and std are one number, or one
-            for each channel.
+        crop_pct, interpolation, mean, std: of the input; None for the model's own. mean and std are one number or one
+            per channel.
         ema: decay of the averaged weights; None for none.
         amp: precision of the forward pass.
         compile, channels_last, grad_checkpointing: speed and memory.
-        deterministic: refuse algorithms that give other results every time.
+        deterministic: refuse non-deterministic algorithms.
         fsdp: shard the model over the processes.
-        early_stop: epochs without a better accuracy after which a run ends; None for never.
-        seed: of weights, order, augmentation and dropout.
-        log_every: steps between two lines of a log.
-        save_steps: steps between two states within an epoch, beside the one at its end; None for none.
+        early_stop: epochs without better accuracy after which the run ends; None for never.
+        seed: for weights, order, augmentation and dropout.
+        log_every: steps between two lines of the log.
+        save_steps: steps between saved states within an epoch, in addition to its end; None for none.
     """
 
     model: str
@@ -130,18 +130,18 @@ class Recipe:
 
     @property
     def lr_scale(self) -> float:
-        """What `lr`, `min_lr` and `warmup_lr` are multiplied by."""
+        """The factor for `lr`, `min_lr` and `warmup_lr`."""
         return self.batch_size / self.lr_base
 
     def to_yaml(self) -> str:
-        """The recipe as a file that gives it again."""
+        """The recipe as YAML, from which it can be loaded again."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         plain["overrides"] = dict(self.overrides)
         return yaml.safe_dump(plain, sort_keys=False)
 
 
 def pieces(recipe: Recipe, processes: int) -> list[int]:
-    """How many images a process takes at once, one after another, in a step."""
+    """The sizes of the micro-batches that a process runs in one step."""
     share = recipe.batch_size // processes
     micro = min(recipe.micro_batch or share, share)
     return [min(micro, share - start) for start in range(0, share, micro)]
@@ -202,7 +202,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What a run that goes on from another does otherwise, and may not."""
+    """Settings in which a resumed run differs from the original, although it may not."""
     keys = [name for name in typing.get_type_hints(Recipe) if name not in NEVER_REPEATED]
     pairs = [(key, getattr(old, key), getattr(new, key)) for key in keys]
     return [f"{key}: {then!r}, now {now!r}" for key, then, now in pairs if then != now]

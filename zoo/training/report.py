@@ -1,4 +1,4 @@
-"""What a run leaves for people: summary, curves, confusion, sample predictions."""
+"""The report of a run: summary, curves, confusion matrix, sample predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.vision.images import ImageError, decode
 from zoo.vision.predict import predict
 
 MOST_CLASSES = 50
-"""In a picture of the confusion matrix."""
+"""The maximum number of classes in a picture of the confusion matrix."""
 SAMPLES = 24
 FACTS = ("top1", "top5", "loss", "calibration_error")
 
@@ -44,7 +44,7 @@ def write_report(parts: Parts, progress: Progress, output: Path, best: Path, pro
 
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:
-    """A CSV with a row for each epoch."""
+    """Write a CSV with one row per epoch."""
     rows: list[list[Any]] = [list(history[0]), *(list(row.values()) for row in history)] if history else []
     write_text(path, "".join(",".join(map(str, row)) + "\n" for row in rows))
 
@@ -101,7 +101,7 @@ def draw_confusion(confusion: torch.Tensor, classes: tuple[str, ...]) -> Figure:
 
 
 def draw_samples(model: nn.Module, split: Split, channels: int = 3) -> Figure:
-    """Some validation images, spread over all of them, each with its class and what the model takes it for."""
+    """Some evenly chosen validation images, each with its class and the model's prediction."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(4, 6).flat
     positions = torch.linspace(0, len(split) - 1, min(SAMPLES, len(split))).long().unique().tolist()

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its recipe and checked before the first step."""
+"""Creates the parts of a run from its recipe and checks them before the first step."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from zoo.vision.images import input_config
 
 @dataclass
 class Parts:
-    """What the loop works with.
+    """The parts that the training loop uses.
 
     Attributes:
-        model: as wrapped for several processes; `backbone` is the one inside.
+        model: the model, wrapped for several processes; `backbone` is the one inside.
         train, validation: the images, and loaders of them in the order of this process.
-        described: how an image must be prepared, and the classes, in timm's words.
-        model_name: what a checkpoint calls the model.
+        described: input transform and classes, in timm's terms.
+        model_name: name of the model in checkpoints.
     """
 
     recipe: Recipe
@@ -66,17 +66,17 @@ class Parts:
 
     @property
     def order(self) -> TrainingOrder:
-        """Of the training batches."""
+        """The order of the training batches."""
         return cast(TrainingOrder, self.train_loader.batch_sampler)
 
 
 def make_accelerator(amp: str = "no", fsdp: bool = False) -> tuple[Accelerator, bool]:
-    """accelerate's view of devices and processes; whether to shard, as `fsdp` or `accelerate launch --use_fsdp` says.
+    """accelerate's view of devices and processes; whether `fsdp` or `accelerate launch --use_fsdp` asks for sharding.
 
-    The sharding itself is `fully_shard`, which also runs on CPUs, so accelerate is not told of it.
+    The sharding itself is `fully_shard`, which also runs on CPUs, so accelerate does not know about it.
 
     Raises:
-        ConfigError: if the devices cannot do what is asked.
+        ConfigError: if the devices do not support what is requested.
     """
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true" or fsdp
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -85,7 +85,7 @@ def make_accelerator(amp: str = "no", fsdp: bool = False) -> tuple[Accelerator, 
         raise ConfigError("amp is 'fp16', which needs a GPU; 'bf16' runs everywhere")
     if fsdp and not several:
         raise ConfigError("fsdp shards a model over processes and there is one: use torchrun or accelerate launch")
-    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
+    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
     return Accelerator(mixed_precision=amp, cpu=cpu), fsdp
 
 
@@ -93,12 +93,12 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
     """Every part of a run.
 
     Raises:
-        ConfigError: for whatever is wrong with the recipe, the data or the devices.
-        CheckpointError: if weights cannot be had or do not fit.
+        ConfigError: for any error in the recipe, the data or the devices.
+        CheckpointError: if weights cannot be obtained or do not fit.
     """
     accelerator, fsdp = make_accelerator(recipe.amp, recipe.fsdp)
     torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
-    with accelerator.main_process_first():  # which writes digits, or the index of a data set
+    with accelerator.main_process_first():  # it writes digits, or the index of a data set
         if recipe.data == "digits":
             write_digits(output / "digits")
         train, validation = open_splits(_with_digits(recipe, output))
@@ -151,16 +151,16 @@ def _check(recipe: Recipe, train: Split, processes: int, fsdp: bool) -> None:
 
 
 def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: Accelerator) -> tuple[Backbone, str]:
-    """The model with its weights, and the name by which its checkpoints are read."""
+    """The model with its weights, and the name under which its checkpoints are loaded."""
     seed_all(recipe.seed)
-    with accelerator.main_process_first():  # which downloads, if that is to be done
+    with accelerator.main_process_first():  # it downloads, if necessary
         model = backbone_of(
             create_model(
                 recipe.model,
                 recipe.pretrained,
                 checkpoint=recipe.checkpoint,
                 num_classes=len(classes),
-                in_chans=None if recipe.in_chans == 3 else recipe.in_chans,  # three are never a choice
+                in_chans=None if recipe.in_chans == 3 else recipe.in_chans,  # three is the default
                 drop_path_rate=recipe.drop_path_rate,
                 drop_rate=recipe.drop_rate,
                 img_size=recipe.img_size,
@@ -170,7 +170,7 @@ def _model(recipe: Recipe, classes: tuple[str, ...], output: Path, accelerator: 
     if model.in_chans != recipe.in_chans:
         raise ConfigError(f"the weights are for {model.in_chans} channels: pass --set in_chans={model.in_chans}")
     if tuple(model.pretrained_cfg.get("label_names") or classes) != classes:
-        model.reset_classifier(len(classes))  # as many classes, but others
+        model.reset_classifier(len(classes))  # the same number of classes, but different ones
     if recipe.freeze == "backbone":
         model.requires_grad_(False).freeze(len(model.stages))
         model.get_classifier().requires_grad_(True)
@@ -223,7 +223,7 @@ def _loaders(
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """timm's, stepped after every one of the `steps` of an epoch."""
+    """timm's scheduler, stepped after each of the `steps` of an epoch."""
     scheduler, _ = create_scheduler_v2(
         optimizer,
         recipe.scheduler,
@@ -250,7 +250,7 @@ def _memory_format(recipe: Recipe) -> torch.memory_format:
 
 
 def _input_config(recipe: Recipe, model: Backbone) -> dict[str, Any]:
-    """How images are prepared: as the recipe says, otherwise as the model's weights were trained."""
+    """The input transform: from the recipe, otherwise from the training of the model's weights."""
     own = {key: getattr(recipe, key) for key in ("mean", "std", "interpolation", "crop_pct")}
     return input_config(model) | {key: value for key, value in own.items() if value is not None}
 

@@ -18,7 +18,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Share the parameters of a model among processes, block by block.
 
     Raises:
-        ConfigError: if this PyTorch takes the sum of gradients for their mean, as 2.7 does without NCCL.
+        ConfigError: if this PyTorch sums gradients instead of averaging them, as 2.7 does without NCCL.
     """
     if not _gradients_are_means(mesh):
         raise ConfigError(
@@ -30,7 +30,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _gradients_are_means(mesh: DeviceMesh) -> bool:
-    """Whether equal gradients of all processes give that gradient."""
+    """Whether equal gradients in all processes are reduced to that same gradient."""
     size = mesh.size()
     probe = nn.Linear(size, size, bias=False, device=mesh.device_type)
     fully_shard(probe, mesh=mesh)

@@ -1,4 +1,4 @@
-"""Where a run is, and what it needs to go on from there as if nothing had happened."""
+"""The progress of a run, and everything needed to resume it exactly."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from zoo.version import __version__
 from zoo.weights.verified import read_verified, write_verified
 
 KEPT = 2
-"""Files of states: were the last one damaged, there is the one before."""
+"""The number of state files: if the last one is damaged, the previous one is used."""
 _EVERYWHERE = StateDictOptions(full_state_dict=True)
-_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # which leaves the other processes with nothing
+_ON_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)  # the other processes get nothing
 _MODEL, _EMA, _OPTIMIZER = "model.", "ema.", "optimizer."
 
 
@@ -35,12 +35,12 @@ class Progress:
     """Where a run is.
 
     Attributes:
-        step: of the optimiser, from the first of the run.
+        step: number of optimiser steps since the start of the run.
         best: highest top-1 so far, in percent, and its epoch, from 1.
-        loss_sum, loss_count: of the steps of this epoch.
-        skipped: steps without a finite loss.
-        seconds, training_seconds, images: of the run until here; the second without validation.
-        history: a row for each epoch.
+        loss_sum, loss_count: sum and number of losses in this epoch.
+        skipped: number of steps without a finite loss.
+        seconds, training_seconds, images: totals of the run so far; the second without validation.
+        history: one row per epoch.
     """
 
     step: int = 0
@@ -56,14 +56,14 @@ class Progress:
 
 
 def weights(parts: Parts) -> dict[str, Any]:
-    """The weights that a user of the run wants: averaged ones if there are, of one process on all."""
+    """The weights for users of the run: averaged if available, otherwise the model's, gathered on the main process."""
     if parts.ema is not None:
         return parts.ema.module.state_dict()
     return get_model_state_dict(parts.model, options=_ON_MAIN)
 
 
 def save_weights(parts: Parts, paths: Sequence[Path], metrics: Mapping[str, Any]) -> None:
-    """Checkpoints, all equal, that say what they are of: for `zoo predict` and `zoo.create_model`."""
+    """Write identical self-describing checkpoints for `zoo predict` and `zoo.create_model`."""
     tensors = weights(parts)
     if not parts.accelerator.is_main_process:
         return
@@ -75,7 +75,7 @@ def save_weights(parts: Parts, paths: Sequence[Path], metrics: Mapping[str, Any]
 
 
 def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
-    """Everything that is needed to go on, in one file; older ones but the last are removed."""
+    """Save everything needed to resume in one file; older files except the last are removed."""
     tensors: dict[str, Any] = {
         _MODEL + name: value for name, value in get_model_state_dict(parts.model, options=_ON_MAIN).items()
     }
@@ -99,10 +99,10 @@ def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
 
 
 def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
-    """Go on from the newest state that is whole, if there is one; also says which ones were not.
+    """Resume from the newest intact state, if there is one. Also returns which states were damaged.
 
     Raises:
-        CheckpointError: if it is of another model, optimiser or data set.
+        CheckpointError: if it belongs to another model, optimiser or data set.
     """
     damaged = []
     for path in _states(folder):
@@ -124,7 +124,7 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
 
 
 def _data(parts: Parts) -> dict[str, Any]:
-    """What must be the same for a run to go on: its classes, and how many images there are."""
+    """What must not change when a run is resumed: the classes and the number of images."""
     return {"classes": list(parts.train.classes), "images": [len(parts.train), len(parts.validation)]}
 
 
@@ -138,7 +138,7 @@ def _check_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _states(folder: Path) -> list[Path]:
-    """The files of states, the newest first."""
+    """The state files, newest first."""
     found = [path for path in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d+", path.stem)]
     return sorted(found, reverse=True)
 

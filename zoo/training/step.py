@@ -1,4 +1,4 @@
-"""One step of the optimiser: micro-batches, mixed precision, clipping, and what to do when it goes wrong."""
+"""One step of the optimiser: micro-batches, mixed precision, clipping, and error handling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zoo.training.setup import Parts
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a step, the same on all processes: loss, norm of the gradient, and the highest flag that a process gave."""
+    """The result of a step, equal on all processes: loss, gradient norm, and the highest flag of any process."""
 
     loss: float
     norm: float
@@ -31,10 +31,10 @@ class Outcome:
 
 
 class Stepper:
-    """Takes steps of `parts`.
+    """Runs optimiser steps on `parts`.
 
     Attributes:
-        micro: images that a process takes at once.
+        micro: images that a process runs at once.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -43,11 +43,11 @@ class Stepper:
         self.statistics = [buffer for norm in batch_norms(parts.backbone) for buffer in norm.buffers(recurse=False)]
 
     def __call__(self, batch: Batch, step: int, flag: int = 0) -> Outcome:
-        """One step on the batch of this process.
+        """Run one step on the batch of this process.
 
         Args:
-            step: its number, on which its random numbers depend.
-            flag: told to all processes.
+            step: its number, which determines its random numbers.
+            flag: sent to all processes.
 
         Raises:
             ConfigError: if not even one image fits into memory.
@@ -67,7 +67,7 @@ class Stepper:
             gathered = accelerator.gather(told[None])
             told = torch.stack([gathered[:, 0].mean(), gathered[:, 1].max()])
         mean, highest = told.tolist()
-        overflow = accelerator.scaler is not None  # which skips steps by itself
+        overflow = accelerator.scaler is not None  # it skips steps by itself
         taken = bool(torch.isfinite(told[0])) and (overflow or bool(torch.isfinite(norm)))
         self._take(step) if taken else self._skip(before)
         parts.optimizer.zero_grad()
@@ -79,17 +79,17 @@ class Stepper:
             self.parts.ema.update(self.parts.backbone, step)
 
     def _skip(self, before: list[torch.Tensor]) -> None:
-        """Leave everything as before the step, the statistics of batch norms too."""
+        """Restore the state before the step, including the statistics of batch norms."""
         for buffer, value in zip(self.statistics, before, strict=True):
             buffer.copy_(value)
-        if self.parts.accelerator.scaler is not None:  # which has unscaled the gradients, and would not again
+        if self.parts.accelerator.scaler is not None:  # it has unscaled the gradients and would refuse to do so again
             self.parts.accelerator.scaler.update()
 
     def _backward(self, images: torch.Tensor, targets: torch.Tensor, step: int) -> torch.Tensor:
-        """Gradients of the mean loss over the batch of this process, and that loss; in smaller parts if need be."""
+        """Compute the mean loss over the batch of this process and its gradients, in smaller parts if necessary."""
         while True:
             try:
-                with norms_explained():  # halving the micro-batch may come to single images
+                with norms_explained():  # halving the micro-batch may result in single images
                     return self._micro_batches(images, targets)
             except RuntimeError as error:
                 self._halve(error)
@@ -110,7 +110,7 @@ class Stepper:
         return total
 
     def _sync(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged between processes once a step."""
+        """Exchange gradients between processes only once per step."""
         if self.parts.fsdp:
             cast(FSDPModule, self.parts.model).set_requires_gradient_sync(last)
             return nullcontext()
@@ -123,7 +123,7 @@ class Stepper:
         return cast(DTensor, torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), most)).full_tensor()
 
     def _halve(self, error: RuntimeError) -> None:
-        """Take half as many images at once, if memory was what it lacked."""
+        """Run half as many images at once, if the error was lack of memory."""
         if not should_reduce_batch_size(error):
             raise error
         if self.parts.accelerator.num_processes > 1:  # the others wait for this one's gradients

@@ -1,4 +1,4 @@
-"""`zoo validate`: how good a classifier is, counted exactly by any number of processes."""
+"""`zoo validate`: evaluates a classifier exactly with any number of processes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Validation:
     """What to validate on, and how.
 
     Attributes:
-        data, split, classes: as of a recipe.
-        batch_size: images that a process takes at once.
-        workers: processes that read images, for each process.
+        data, split, classes: as in a recipe.
+        batch_size: images that a process runs at once.
+        workers: image reading processes per process.
         amp: "no", "bf16" or "fp16".
         tta: average over an image and its mirror image.
         real: also count with the ReaL labels of ImageNet, https://arxiv.org/abs/2006.07159.
-        report: where unreadable and unusual files are listed; None for nowhere.
+        report: path of the list of unreadable and unusual files; None for no list.
     """
 
     data: str
@@ -51,12 +51,11 @@ class Validation:
 def validate(task: Validation, name: str | None, checkpoint: str | None, pretrained: bool = False) -> dict[str, Any]:
     """Accuracy of a classifier; name, checkpoint and pretrained as for `load_classifier`.
 
-    Returns:
-        top1 and top5 in percent, loss, calibration_error, images, unreadable_images, images_per_second, per_class; real
-        in percent if asked for.
+    Returns: top1 and top5 in percent, loss, calibration_error, images, unreadable_images, images_per_second, per_class;
+    real in percent if requested.
 
     Raises:
-        ConfigError, CheckpointError: if model, weights or data cannot be had or do not fit together.
+        ConfigError, CheckpointError: if model, weights or data cannot be obtained or do not match.
     """
     accelerator, _ = make_accelerator(task.amp)
     model = load_classifier(name, checkpoint, pretrained).to(accelerator.device)
@@ -81,7 +80,7 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
 
 
 def _classes(model: nn.Module, task: Validation) -> tuple[str, ...]:
-    """Names of the outputs of a model: its own, ImageNet's, or those of as many classes as the data have."""
+    """Names of a model's outputs: its own, ImageNet's, or those of the data if the number of classes matches."""
     backbone = backbone_of(model)
     count = backbone.num_classes
     names = tuple(backbone.pretrained_cfg.get("label_names") or ()) or imagenet_names(count)

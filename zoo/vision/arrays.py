@@ -1,4 +1,4 @@
-"""Images that are not of three channels: what a file holds, unchanged but for its range, as a tensor."""
+"""Images without exactly three channels: the content of a file as a tensor, unchanged except for its range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = ("bool", "uint8", "uint16", "int16", "float16", "float32", "float64")
 
 
 def is_array(file: BinaryIO) -> bool:
-    """Whether a file is one of `numpy.save`."""
+    """Whether a file was written by `numpy.save`."""
     start = file.read(len(MAGIC))
     file.seek(0)
     return start == MAGIC
@@ -23,7 +23,7 @@ def from_array(file: BinaryIO, channels: int) -> torch.Tensor:
     """An array (H, W, channels), or (H, W) of one channel, as (channels, H, W); integers as a share of their largest.
 
     Raises:
-        ValueError: for another shape, another kind of number, and values that are not finite.
+        ValueError: for a wrong shape or kind of number, or values that are not finite.
     """
     values = np.load(file, allow_pickle=False)
     if values.dtype.name not in KINDS:
@@ -36,10 +36,10 @@ def from_array(file: BinaryIO, channels: int) -> torch.Tensor:
 
 
 def from_picture(image: Image.Image, channels: int) -> torch.Tensor:
-    """A picture as (channels, H, W); 8 and 16 bits as 0 to 1, floats as they are, and colours of a palette looked up.
+    """A picture as (channels, H, W); 8 and 16 bits scaled to 0 to 1, floats unchanged, palette colours looked up.
 
     Raises:
-        ValueError: for another number of channels, and for values that are not finite.
+        ValueError: for a wrong number of channels, or values that are not finite.
     """
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -55,7 +55,7 @@ def from_picture(image: Image.Image, channels: int) -> torch.Tensor:
 
 
 def grey(image: torch.Tensor) -> Image.Image:
-    """What people can look at: the mean of the channels, from its least value to its greatest."""
+    """A viewable picture: the mean of the channels, scaled from its minimum to its maximum."""
     mean = image.mean(0)
     mean = (mean - mean.min()) / (mean.max() - mean.min()).clamp(min=1e-12)
     return Image.fromarray((255 * mean).round().byte().numpy())

@@ -19,12 +19,12 @@ from zoo.models.load import backbone_of
 
 
 class TorchvisionBackbone(nn.Module):
-    """A feature pyramid network over a backbone, as torchvision's detectors take it.
+    """A feature pyramid network on a backbone, as torchvision's detectors expect it.
 
     Args:
-        body: images (B, C, H, W) to a list of maps, fine to coarse, described by timm's `feature_info`.
+        body: maps images (B, C, H, W) to a list of maps, fine to coarse, described by timm's `feature_info`.
         out_channels: width of the pyramid.
-        extra_blocks: what makes the levels beyond those of `body`.
+        extra_blocks: computes the levels beyond those of `body`.
     """
 
     def __init__(self, body: FeatureGetterNet, out_channels: int, extra_blocks: ExtraFPNBlock) -> None:
@@ -54,15 +54,15 @@ def torchvision_backbone(
 
     Args:
         name, pretrained, checkpoint, level_norm, settings: as for `zoo.create_model`.
-        out_indices: the stages that the pyramid is made of, fine to coarse.
+        out_indices: the stages that form the pyramid, fine to coarse.
         out_channels: width of the pyramid.
         trainable_stages: how many of the last stages train, see `zoo.freeze`; None for all and the stem.
-        extra_blocks: makes the coarser levels; by default one more, "pool", as Faster and Mask R-CNN have it. RetinaNet
-            has `out_indices=(1, 2, 3), extra_blocks=LastLevelP6P7(256, 256)`.
+        extra_blocks: computes the coarser levels; by default one, "pool", as in Faster and Mask R-CNN. RetinaNet uses
+            `out_indices=(1, 2, 3), extra_blocks=LastLevelP6P7(256, 256)`.
 
     Raises:
         ConfigError: for an unknown name or key, or stages that do not get coarser.
-        CheckpointError: if weights cannot be had, read or fitted.
+        CheckpointError: if weights cannot be obtained or read, or do not fit.
     """
     settings |= {"checkpoint": checkpoint, "out_indices": out_indices, "level_norm": level_norm}
     body = cast(FeatureGetterNet, create_model(name, pretrained, features_only=True, **settings))

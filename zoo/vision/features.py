@@ -23,7 +23,7 @@ class Pyramid:
 
     Attributes:
         image: the picture as the model saw it.
-        maps: one (C, H, W) tensor a level, fine to coarse.
+        maps: one (C, H, W) tensor per level, fine to coarse.
         strides: pixels of the picture per position of each map.
     """
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: by their extension, none that a system or an editor hides."""
+"""Finds the images in a folder by their extension, ignoring hidden files."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 from pathlib import Path
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""torchvision's extensions, and animations."""
+"""torchvision's extensions, and those of animations."""
 ARRAYS = (".npy",)
-"""What images may be stored in that are not of three channels, beside pictures."""
+"""Additional extensions for images without exactly three channels."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the user's: `.DS_Store`, `.ipynb_checkpoints`, `__MACOSX`."""
+    """Whether a file or folder is not one of the user's own: `.DS_Store`, `.ipynb_checkpoints`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def printable(name: str) -> str:
-    """A file's name with bytes that are no UTF-8, which neither terminals nor text files take, as `\\udcff`."""
+    """A file name with non-UTF-8 bytes, which terminals and text files reject, written as `\\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def extensions(channels: int = 3) -> tuple[str, ...]:
-    """Of the files that images of so many channels are looked for in."""
+    """The extensions of image files for this number of channels."""
     return PICTURES if channels == 3 else PICTURES + ARRAYS
 
 
@@ -40,6 +40,6 @@ def _refuse(error: OSError) -> None:
 
 
 def images_below(folder: Path, channels: int = 3) -> list[Path]:
-    """Those of `files_below` that are images by their extension."""
+    """The files of `files_below` with an image extension."""
     allowed = extensions(channels)
     return [path for path in files_below(folder) if path.suffix.lower() in allowed]

@@ -1,4 +1,4 @@
-"""Reading pictures: whatever people have in their folders, to RGB, or to as many channels as a model takes."""
+"""Reads pictures of many kinds as RGB, or with the number of channels that a model takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.vision.arrays import from_array, from_picture, is_array
 from zoo.vision.folders import printable
 
 MOST_PIXELS = 2**27
-"""Of one picture; more is taken for a decompression bomb."""
+"""The limit for one picture; anything larger is treated as a decompression bomb."""
 
 
 class ImageError(ValueError):
@@ -31,10 +31,10 @@ def read_image(path: str | PathLike[str], channels: Literal[3] = 3) -> Image.Ima
 @overload
 def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | torch.Tensor: ...
 def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | torch.Tensor:
-    """The picture at `path`, turned the way its EXIF data says, in RGB; other channels as a tensor, as of `decode`.
+    """The picture at `path`, rotated by its EXIF data, in RGB; with other channels a tensor, as from `decode`.
 
     Raises:
-        ImageError: if there is no such file, it is not a picture, or of another number of channels.
+        ImageError: if the file does not exist, is not a picture, or has another number of channels.
     """
     if not Path(path).is_file():
         raise ImageError(f"{printable(str(path))}: there is no such file")
@@ -48,7 +48,7 @@ def read_image(path: str | PathLike[str], channels: int = 3) -> Image.Image | to
 def input_config(model: nn.Module) -> dict[str, Any]:
     """timm's `resolve_model_data_config` for the channels that the model takes.
 
-    Where its weights name mean and standard deviation for other channels, each channel has the mean of those.
+    If its weights give mean and standard deviation for another number of channels, each channel uses their average.
     """
     config, channels = resolve_model_data_config(model), backbone_of(model).in_chans
     for key in ("mean", "std"):
@@ -67,7 +67,7 @@ def reduced(image: Image.Image, longest: int) -> Image.Image:
 
 
 def as_input(model: nn.Module, image: Image.Image) -> torch.Tensor:
-    """An RGB picture as the model's input, (1, 3, H, W), normalised as its weights ask; its size is kept."""
+    """An RGB picture as the model's input, (1, 3, H, W), normalised as its weights require; its size is kept."""
     data = resolve_data_config(model=model)
     pixels = normalize(pil_to_tensor(image).float() / 255, data["mean"], data["std"])
     return pixels[None].to(next(model.parameters()))
@@ -76,18 +76,18 @@ def as_input(model: nn.Module, image: Image.Image) -> torch.Tensor:
 def decode(file: BinaryIO, channels: int = 3) -> tuple[Image.Image | torch.Tensor, tuple[str, ...]]:
     """The first frame of a picture, upright, and what was unusual about it.
 
-    Three channels are RGB, whatever the file holds; 16-bit greys keep their range instead of being cut off at 255.
-    Other numbers of channels are those of the file, as a tensor (channels, H, W) in which integers are a share of the
-    largest.
+    Three channels are RGB, whatever the file holds; 16-bit greys keep their range instead of being clipped at 255. With
+    another number, the file's own channels are returned as a tensor (channels, H, W), with integers divided by their
+    largest value.
 
     Raises:
-        ImageError: if it is empty, damaged, truncated, of other channels, or larger than `MOST_PIXELS`.
+        ImageError: if it is empty, damaged or truncated, has other channels, or is larger than `MOST_PIXELS`.
     """
     try:
         if channels != 3 and is_array(file):
             return from_array(file, channels), ()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata and large pictures
+            warnings.simplefilter("ignore")  # about damaged metadata and large pictures
             with Image.open(file) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
@@ -104,7 +104,7 @@ def decode(file: BinaryIO, channels: int = 3) -> tuple[Image.Image | torch.Tenso
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data say so; damaged ones say nothing."""
+    """Whether the EXIF data ask for a rotation; damaged data are ignored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
     except Exception:  # Pillow raises many kinds for damaged metadata
@@ -112,13 +112,13 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _unusual(image: Image.Image, turned: bool, channels: int) -> tuple[str, ...]:
-    """In words: what other readers may see differently."""
+    """Descriptions of what other readers may interpret differently."""
     notes = []
     if channels == 3:
         notes += [f"{image.mode} colours"] if image.mode in ("CMYK", "LAB", "YCbCr", "HSV") else []
         notes += ["16-bit or more"] if image.mode.startswith(("I", "F")) else []
         notes += ["transparent"] if image.has_transparency_data else []
-    animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a photo with a preview
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"  # an MPO is a photo with a preview
     notes += ["animated: first frame"] if animated else []
     notes += ["turned by EXIF"] if turned else []
     return tuple(notes)

@@ -37,7 +37,7 @@ def load_classifier(
     """A classifier with trained weights, in evaluation mode, with as many classes and channels as its checkpoint.
 
     Args:
-        name: as for `zoo.create_model`; None for what the checkpoint says of itself, or `davit_tiny`.
+        name: as for `zoo.create_model`; None for the model named in the checkpoint, or `davit_tiny`.
 
     Raises:
         CheckpointError: if neither a checkpoint nor `pretrained` is given, or the weights do not fit.
@@ -60,7 +60,7 @@ def load_classifier(
 
 
 def is_trained(name: str, pretrained: bool, checkpoint: str | PathLike[str] | None) -> bool:
-    """Whether a model that is asked for in these words has weights of a training, and not drawn ones."""
+    """Whether these arguments select trained weights instead of random ones."""
     return pretrained or checkpoint is not None or is_stored(name)
 
 
@@ -69,7 +69,7 @@ def predict(model: nn.Module, images: Sequence[Image.Image | torch.Tensor], topk
     """The `topk` likeliest labels of each picture, best first, under the model's own input transform.
 
     Args:
-        images: RGB pictures; for a model of other channels tensors (C, H, W), as of `read_image`.
+        images: RGB pictures; for a model with other channels, tensors (C, H, W) from `read_image`.
     """
     transform = create_transform(**input_config(model), is_training=False)
     names = class_names(model)
@@ -83,7 +83,7 @@ def predict(model: nn.Module, images: Sequence[Image.Image | torch.Tensor], topk
 
 
 def class_names(model: nn.Module) -> Callable[[int], str]:
-    """A function from class index to name: the model's own, or ImageNet's where the number of classes is ImageNet's."""
+    """A function from class index to name: the model's own, or ImageNet's if the number of classes matches."""
     described = backbone_of(model).pretrained_cfg
     if own := described.get("label_names"):
         words = described.get("label_descriptions") or {}

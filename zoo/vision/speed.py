@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 SECONDS = 2.0
-"""For which a call is repeated; the median counts."""
+"""Seconds for which a call is repeated; the median is used."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one model on batches of one size.
+    """The speed of one model on batches of one size.
 
     Attributes:
         batch, height, width: of the images.
-        forward, training: images per second, the second of forward and backward pass; None where it was not asked for.
-        gigabytes: the most memory of the GPU; None on a CPU.
+        forward, training: images per second, `training` for forward and backward pass; None if it was not requested.
+        gigabytes: peak GPU memory; None on a CPU.
     """
 
     batch: int
@@ -36,11 +36,11 @@ def measure_speed(
     """Time a model on random images, on the device of its weights.
 
     Args:
-        model: images (B, 3, H, W) to a tensor.
+        model: maps images (B, 3, H, W) to a tensor.
         batch: images at once.
         size: (height, width) in pixels.
         training: also time forward and backward pass, in training mode.
-        amp: precision of autocast; None for that of the weights.
+        amp: autocast precision; None for the precision of the weights.
     """
     device = next(model.parameters()).device
     images = torch.randn(batch, 3, *size, device=device)
@@ -68,8 +68,8 @@ def measure_speed(
 
 
 def _median(call: Callable[[], None]) -> float:
-    """Seconds of a call, after one that is not counted."""
-    from torch.utils.benchmark import Timer  # warns of a CUDA toolkit without a GPU
+    """Seconds per call, after one warm-up call."""
+    from torch.utils.benchmark import Timer  # importing it warns about a CUDA toolkit without a GPU
 
     call()
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())

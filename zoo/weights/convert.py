@@ -1,4 +1,4 @@
-"""Published state dicts to ours: recognised by their keys, strict both ways."""
+"""Converts published state dicts to ours: recognised by their keys, strict in both directions."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Conversion:
     """A state dict under our names.
 
     Attributes:
-        tensors: our name to value, after the transforms; names of the targets, and every one that is not optional.
+        tensors: our name to value, after the transforms; only target names, and all that are not optional.
         key_set: the published form it was recognised as; "zoo" for our own.
-        dropped: official keys that a rule drops, and those beside the prefix.
-        prefix: what stood before every key that was taken, as in "model." or "backbone.body.model.".
+        dropped: official keys that a rule drops, and keys without the prefix.
+        prefix: the prefix of every key that was used, as in "model." or "backbone.body.model.".
     """
 
     tensors: dict[str, torch.Tensor]
@@ -56,11 +56,11 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """The keys of a state dict that have a prefix in common, read as one published form.
+    """The keys of a state dict that share a prefix, read as one published format.
 
     Attributes:
         state: the tensors, by their keys without the prefix.
-        pieces: our names, each with what it is made of.
+        pieces: our names, each with its sources.
     """
 
     prefix: str
@@ -70,29 +70,29 @@ class Part:
     pieces: Mapping[str, list[_Piece]]
 
     def matches(self, targets: Container[str]) -> int:
-        """How many of our names it has."""
+        """The number of our names that it contains."""
         return sum(name in targets for name in self.pieces)
 
     def unexpected(self, targets: Container[str]) -> list[str]:
-        """Its keys that lead to none of our names."""
+        """Its keys that map to none of our names."""
         return [*self.renaming.unknown, *(p.key for name in self.pieces if name not in targets
                                           for p in self.pieces[name])]  # fmt: skip
 
     def repeated(self) -> list[str]:
-        """Our names that it has twice."""
+        """Our names that it contains twice."""
         return [name for name, parts in self.pieces.items() if max(Counter(p.part for p in parts).values()) > 1]
 
     def has_classifier(self) -> bool:
-        """Whether it is of a classifier, and not of a detector's backbone or a pyramid."""
+        """Whether it comes from a classifier, not from a detector's backbone or a pyramid."""
         return any(name.startswith(HEAD) for name in self.pieces)
 
 
 Optional = Callable[[Part], tuple[str, ...]]
-"""Of a checkpoint the beginnings of the names that it may lack."""
+"""For a checkpoint, the prefixes of the names that it may lack."""
 
 
 def nothing(part: Part) -> tuple[str, ...]:
-    """A checkpoint has to be whole."""
+    """The checkpoint must be complete."""
     return ()
 
 
@@ -104,11 +104,11 @@ def convert(
 ) -> Conversion:
     """Rename and transform `state` to the names in `targets`.
 
-    Of the published forms, and of the parts that have a prefix in common, the one is taken whose renamed keys match the
-    most targets: `backbone.` of a detector, `model.` of a training script. Shapes are left to the caller.
+    Among the published formats and the parts that share a prefix (`backbone.` of a detector, `model.` of a training
+    script), the one whose renamed keys match the most targets is used. The caller checks the shapes.
 
     Args:
-        optional: what the targets begin with that may be missing.
+        optional: prefixes of the targets that may be missing.
 
     Raises:
         CheckpointError: naming the first missing and unexpected keys.
@@ -137,7 +137,7 @@ def convert(
 
 
 def recognise(state: Mapping[str, torch.Tensor], key_sets: Mapping[str, KeySet], targets: Container[str]) -> Part:
-    """The part of a state dict, and the form of it, that has the most of the names in `targets`."""
+    """The part of a state dict, in the published format that gives the most names in `targets`."""
     whole = _read_part(state, "", key_sets, targets)
     if not whole.unexpected(targets):
         return whole
@@ -162,7 +162,7 @@ def _read_part(
 
 
 def _prefixes(state: Iterable[str]) -> list[str]:
-    """What many of the keys begin with, up to a dot, the shortest first."""
+    """Common prefixes of the keys, up to a dot, shortest first."""
     counts: Counter[str] = Counter()
     keys = list(state)
     for key in keys:
@@ -173,7 +173,7 @@ def _prefixes(state: Iterable[str]) -> list[str]:
 
 
 def _pieces(renaming: Renaming) -> dict[str, list[_Piece]]:
-    """Our names, each with the pieces that it is made of in order."""
+    """Our names, each with its pieces in order."""
     found: dict[str, list[_Piece]] = defaultdict(list)
     for key, names in renaming.names.items():
         for index, name in enumerate(names):
@@ -202,7 +202,7 @@ def _assemble(name: str, parts: Sequence[_Piece], state: Mapping[str, torch.Tens
 def check_tensors(
     tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], free: Container[str] = ()
 ) -> None:
-    """Raise CheckpointError, naming the first few, unless shapes and kinds of number are the targets'.
+    """Raise CheckpointError, naming the first few, unless shapes and kinds of number match the targets.
 
     The names in `free` may have any shape.
     """

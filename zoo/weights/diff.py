@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs in one tensor: a sentence, and the largest difference where shapes agree."""
+    """The difference in one tensor: a sentence, and the largest difference if the shapes agree."""
 
     name: str
     text: str

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed, retried, checked, and moved into place whole or not at all."""
+"""Downloads a file over HTTP: resumed, retried, verified, and moved into place only when complete."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from filelock import FileLock
 from zoo.errors import CheckpointError
 
 PATIENCE = 30.0
-"""Seconds without a byte, or at less than SLOWEST, until a connection is given up and opened anew."""
+"""Seconds without a byte, or below SLOWEST, after which a connection is closed and reopened."""
 SLOWEST = 1024
 """Bytes a second."""
 ATTEMPTS = 5
 """Give up after so many connections in a row without progress."""
 LONGEST_WAIT = 60.0
-"""Seconds between two of them, also where a server asks for more."""
+"""Seconds between two connections, even if the server asks for more."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses of HTTP that may be others a moment later."""
+"""HTTP statuses that may be temporary."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it is fetched."""
+    """What is known about a file before it is downloaded."""
 
     sha256: str | None = None
     size: int | None = None
 
 
 class _Interrupted(Exception):
-    """A connection that did not bring the whole file; `wait` is what the server asked for, in seconds."""
+    """A connection that did not deliver the whole file; `wait` is the delay requested by the server, in seconds."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -49,13 +49,13 @@ class _Interrupted(Exception):
 
 
 def download(url: str, target: Path, expected: Expected = Expected()) -> Path:
-    """Fetch `url` to `target`, unless it is there; another process that does the same is waited for.
+    """Download `url` to `target` unless it exists; if another process is doing the same, wait for it.
 
-    What is fetched lies beside the target under the name `.partial` until it is complete and right. What a killed
-    process leaves there is continued, if the server still has the same file.
+    The download is kept next to the target as `.partial` until it is complete and verified. What a killed process has
+    left there is resumed if the server still has the same file.
 
     Raises:
-        CheckpointError: if the file cannot be had, or is not the expected one; the target is then not written.
+        CheckpointError: if the file cannot be downloaded, or is not the expected one; the target is then not written.
     """
     with _disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,25 +108,25 @@ def _fetch(url: str, target: Path, expected: Expected) -> None:
 
 
 class _Partial:
-    """The part of a file that is there, with what the server calls this version of the file."""
+    """The downloaded part of a file, with the server's identifier of this version."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.note = path, path.with_name(f"{path.name}.json")
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """The number of bytes downloaded."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self, url: str) -> str | None:
-        """The validator of the part that is there; None if it is of another address or unknown version."""
+        """The validator of the downloaded part; None if it is from another address or an unknown version."""
         with suppress(OSError, ValueError):
             note = json.loads(self.note.read_text())
             return note["version"] if note["url"] == url and self.size else None
         return None
 
     def begin(self, url: str, version: str | None) -> None:
-        """Write down what the bytes that follow are a part of."""
+        """Record the file to which the following bytes belong."""
         self.note.write_text(json.dumps({"url": url, "version": version}))
 
     def discard(self) -> None:
@@ -136,7 +136,7 @@ class _Partial:
 
 
 def _continue(url: str, partial: _Partial, show) -> None:
-    """One connection: append what is missing, or begin anew where the server has another file or knows no ranges."""
+    """One connection: append what is missing, or start over if the server has another file or no range support."""
     version = partial.version(url)
     headers = {"User-Agent": "zoo", "Accept-Encoding": "identity"}
     if version is not None:
@@ -167,12 +167,12 @@ def _version(headers: Message) -> str | None:
 
 @contextmanager
 def _opened(url: str, headers: dict[str, str], partial: _Partial) -> Iterator[HTTPResponse]:
-    """The answer to a request; what may pass as an interruption, the rest as an error for people."""
+    """The response to a request. Temporary errors are raised as interruptions, others as errors for the user."""
     try:
         with urlopen(Request(url, headers=headers), timeout=PATIENCE) as response:
             yield response
     except HTTPError as error:
-        if error.code == 416:  # the part is longer than the file: it is of another one
+        if error.code == 416:  # the part is longer than the file, so it belongs to another one
             partial.discard()
             raise _Interrupted("the server has another file than the one that was begun") from None
         if error.code in PASSING:
@@ -191,10 +191,10 @@ def _retry_after(headers: Message) -> float | None:
 
 
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
-    """What arrives, as it arrives.
+    """The data as it arrives.
 
     Raises:
-        TimeoutError: if that is too slow.
+        TimeoutError: if it arrives too slowly.
     """
     since, received = time.monotonic(), 0
     while block := response.read1(2**18):
@@ -209,7 +209,7 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
 
 @contextmanager
 def _progress(name: str):
-    """A function of bytes and total that shows them, on a terminal."""
+    """A function of bytes and total that shows progress on a terminal."""
     from rich import progress as rich  # not while a model is made that needs no download
 
     parts = rich.TextColumn(name), rich.BarColumn(), rich.DownloadColumn()
@@ -221,7 +221,7 @@ def _progress(name: str):
 
 @contextmanager
 def _disk(target: Path) -> Iterator[None]:
-    """Errors of the file system as errors for people."""
+    """Raise file system errors as errors for the user."""
     try:
         yield
     except OSError as error:

@@ -19,11 +19,11 @@ from zoo.weights.verified import read_metadata, read_verified
 
 RAW = ("model", "state_dict", "model_state_dict")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-"""Keys of training checkpoints under which the trained weights are, and their moving average."""
+"""Keys of training checkpoints that contain the trained weights and their moving average."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64,
            torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # fmt: skip
-"""Kinds of number that mean the same wherever they are copied to."""
+"""Dtypes whose values keep their meaning wherever they are copied."""
 _BESIDE = (bool, int, float, str, bytes, PathLike, type(None))
 _BESIDE_OF = ("numpy", "pathlib")
 _DEEPEST = 8
@@ -33,10 +33,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict, and where it was in a training checkpoint.
+    """A state dict and its place in a training checkpoint.
 
     Attributes:
-        part: the keys that lead to it, as in "state_dict_ema"; empty where it was all there is.
+        part: the keys that lead to it, as in "state_dict_ema"; empty if the file is the state dict itself.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -44,32 +44,32 @@ class Found:
 
 
 def read_checkpoint(path: str | PathLike[str], use_ema: bool = True) -> dict[str, torch.Tensor]:
-    """The tensors of `find_tensors` alone."""
+    """Only the tensors of `find_tensors`."""
     return find_tensors(path, use_ema).tensors
 
 
 def as_state_dict(content: Any, source: str = "checkpoint", use_ema: bool = True) -> dict[str, torch.Tensor]:
-    """The tensors of `find_in` alone."""
+    """Only the tensors of `find_in`."""
     return find_in(content, source, use_ema).tensors
 
 
 def find(source: str | PathLike[str] | Mapping[str, Any], use_ema: bool = True) -> Found:
-    """The tensors of a file or of a mapping at hand."""
+    """The tensors of a file or a mapping."""
     return find_in(source, use_ema=use_ema) if isinstance(source, Mapping) else find_tensors(source, use_ema)
 
 
 def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
     """The tensors of a `.safetensors`, `.pth`, `.pth.tar`, `.pt`, `.bin` or `.ckpt` file, on the CPU.
 
-    Pickles are opened with `weights_only=True`, and what is not of PyTorch in them is passed over. A state dict inside
-    a training checkpoint is found under the usual keys (`model`, `state_dict`, ...).
+    Pickles are opened with `weights_only=True`, and anything in them that is not from PyTorch is ignored. A state dict
+    inside a training checkpoint is found under the usual keys (`model`, `state_dict`, ...).
 
     Args:
-        use_ema: of trained weights and their moving average take the average.
+        use_ema: prefer the moving average over the trained weights.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, holds code, holds no tensors, or claims to hold more than it
-            does.
+        CheckpointError: if the file is missing or damaged, contains code or no tensors, or claims to contain more than
+            it does.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -88,7 +88,7 @@ def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
 def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> Found:
     """`content`, or the state dict inside it, if it maps names to tensors.
 
-    Numbers, text and paths beside tensors are passed over.
+    Numbers, text and paths next to tensors are ignored.
 
     Raises:
         CheckpointError: if it does not.
@@ -115,12 +115,12 @@ def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> F
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors, compared with the checksum where the file is of `zoo train`."""
+    """The tensors, verified by checksum if `zoo train` wrote the file."""
     return read_verified(path)[0] if "model" in read_metadata(path) else load_file(path)
 
 
 def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
-    """The key of a training checkpoint under which to go on; None at the state dict itself."""
+    """The key of a training checkpoint under which to continue; None at the state dict itself."""
     if not isinstance(content, Mapping):
         return None
     inner = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping) and value]
@@ -140,7 +140,7 @@ def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
 
 
 def _has_tensors(content: Any) -> bool:
-    """Whether names lead to tensors; an optimiser numbers its own."""
+    """Whether names map to tensors; an optimiser uses numbers as keys."""
     pending, seen = [content], set()
     while pending:
         value = pending.pop()
@@ -153,7 +153,7 @@ def _has_tensors(content: Any) -> bool:
 
 
 def _is_beside(key: Any, value: Any) -> bool:
-    """Whether an entry is no part of a state dict, but what a training script noted beside it."""
+    """Whether an entry is not part of a state dict but extra information from a training script."""
     if isinstance(value, torch.Tensor):
         return False
     if not isinstance(key, str) or "." not in key or isinstance(value, _BESIDE):
@@ -167,7 +167,7 @@ def _root(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor without gradients and without what a file has set on it, such as another `numel`; all else as it is."""
+    """A tensor without gradients and attributes set by the file, such as another `numel`; other values unchanged."""
     return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) and not is_lazy(value) else value
 
 
@@ -187,7 +187,7 @@ def _check(key: Any, value: Any, source: str) -> None:
 
 
 def _is_module(value: Any) -> bool:
-    """Whether a value is, or in its file was, no data but a model itself."""
+    """Whether a value is, or was in its file, a model instead of data."""
     return isinstance(value, torch.nn.Module) or (
         isinstance(value, unpickle.StandIn) and _root(value) not in (*_BESIDE_OF, "argparse")
     )
@@ -200,17 +200,17 @@ def _kind(value: Any) -> str:
 
 
 def _held(value: torch.Tensor) -> int:
-    """Bytes of memory that a tensor has."""
+    """The number of bytes in a tensor's memory."""
     return value.numel() * value.element_size() if value.is_meta else value.untyped_storage().nbytes()
 
 
 def _without_averages(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without what stands under a name such as `ema_model.`, if there is anything else."""
+    """The state dict without entries such as `ema_model.`, if there are others."""
     return {key: value for key, value in state.items() if not is_average(key)} or state
 
 
 def is_average(name: str) -> bool:
-    """Whether a name says that it is of a moving average, as `ema_model.stages.0...` and `model_ema.` do."""
+    """Whether a name marks a moving average, as `ema_model.stages.0...` and `model_ema.` do."""
     return any("ema" in part.split("_") for part in name.split("."))
 
 

@@ -1,4 +1,4 @@
-"""Key rules: published parameter names to ours, as data.
+"""Key rules that map published parameter names to ours.
 
 In a pattern `{s}` matches an integer and a final `*` the rest of the key; in the target `{s}`, `{s+1}`, `{2*b+a}`,
 `{i//3}` or `{i%3}` computes one. The first pattern that matches a key wins; the target null drops the key.
@@ -30,7 +30,7 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Renaming:
-    """What a rule set makes of a list of keys: old to new names, keys dropped, keys that no rule knows."""
+    """The result of applying rules to keys: old to new names, dropped keys, and keys without a rule."""
 
     names: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
@@ -82,7 +82,7 @@ def _fill(target: str, found: Mapping[str, str]) -> str:
 
 
 def _compute(expression: str, numbers: Mapping[str, int], target: str) -> int:
-    """The value of sums, products and whole quotients of integers and matched names."""
+    """The value of sums, products and integer quotients of integers and matched names."""
 
     def value(node: ast.AST) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:

@@ -23,13 +23,13 @@ class LoadReport:
 
     Attributes:
         key_set: the published form that the checkpoint was recognised as; "zoo" for our own.
-        loaded: parameters and statistics written.
-        resized: those of them whose relative position table was interpolated to another window.
-        dropped: what the checkpoint holds and the model has been built without (classifier, pruned stages, norms of
-            levels), official keys that a rule drops, and what stands beside `prefix`, as a detector's other parts do.
-        nonfinite: those written that hold NaN or infinity.
-        fresh: names of the model that were left as drawn: norms of levels, which classifiers do not have.
-        prefix: what stood before the keys that were taken, such as "module." or "backbone.body.model.".
+        loaded: names of the parameters and statistics that were written.
+        resized: names among them whose relative position table was interpolated to another window.
+        dropped: weights for parts that the model lacks (classifier, pruned stages, norms of levels), official keys that
+            a rule drops, and keys outside `prefix`, such as a detector's other parts.
+        nonfinite: names of written tensors that contain NaN or infinity.
+        fresh: names that kept their initial values: norms of levels, which classifiers do not have.
+        prefix: the prefix of the keys that were used, such as "module." or "backbone.body.model.".
         part: the keys of a training checkpoint under which they were found, such as "state_dict_ema".
     """
 
@@ -56,7 +56,7 @@ def convert_and_check(
     free: Container[str] = (),
     optional: Optional = nothing,
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
-    """`state` under our names, and the report of what that took.
+    """`state` under our names, and a report of the conversion.
 
     A relative position table of another window is resized bilinearly, as google-research/maxvit does, which is logged
     as a warning.
@@ -64,9 +64,9 @@ def convert_and_check(
     Args:
         state: a state dict in any published form of the variant, or in ours.
         key_sets: the variant's key rules.
-        targets: every name of the variant, with a tensor of its shape and kind.
+        targets: every name of the variant, with a tensor of its shape and dtype.
         free: names whose shape may differ from the target's.
-        optional: what names begin with that the checkpoint may lack.
+        optional: prefixes of the names that the checkpoint may lack.
 
     Raises:
         CheckpointError: if keys or shapes do not fit.
@@ -94,7 +94,7 @@ def resized_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names of the tensors that hold NaN or infinity, which are logged as a warning."""
+    """Names of the tensors that contain NaN or infinity; they are logged as a warning."""
     floating = {name: value for name, value in tensors.items() if value.is_floating_point() and not value.is_meta}
     names = tuple(name for name, value in floating.items() if not value.isfinite().all())
     if names:

@@ -21,7 +21,7 @@ PATTERNS = {"file": r"[\w-][\w.-]*", "sha256": r"[0-9a-f]{64}"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One published checkpoint; the head of the manifest says what each field means."""
+    """One published checkpoint; the top of the manifest explains each field."""
 
     id: str
     variant: str
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def by_machine(self) -> bool:
-        """Whether it can be downloaded without a person."""
+        """Whether it can be downloaded automatically."""
         return self.host in ("hub", "direct")
 
     @property
@@ -87,7 +87,7 @@ def _checkpoint(path: Path, key: str) -> Checkpoint:
 
 
 def checkpoints() -> tuple[Checkpoint, ...]:
-    """Every entry, in the order of the file: the first of a variant that a machine can fetch is its default.
+    """Every entry, in file order: a variant's first checkpoint that can be downloaded automatically is its default.
 
     Raises:
         ConfigError: for a missing, unknown or malformed field.
@@ -101,7 +101,7 @@ def checkpoints_of(variant: str) -> tuple[Checkpoint, ...]:
 
 
 def default_checkpoint(variant: str, tag: str | None = None) -> Checkpoint | None:
-    """The checkpoint of a tag; without one the first that a machine can fetch, or the first; None if there is none."""
+    """The checkpoint with this tag, by default the first that downloads automatically, else the first; None if none."""
     entries = [entry for entry in checkpoints_of(variant) if tag in (None, entry.tag)]
     return min(entries, key=lambda entry: not entry.by_machine, default=None)
 

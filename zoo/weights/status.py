@@ -1,4 +1,4 @@
-"""What this machine has of each published checkpoint."""
+"""Which files of each published checkpoint are on this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ State = Literal["right", "unknown", "wrong", "absent"]
 
 @dataclass(frozen=True)
 class Status:
-    """The files of a checkpoint that are here.
+    """The files of a checkpoint on this machine.
 
     Attributes:
         path: the file as published.
-        sha256: of that file, found now.
-        state: "right" as the manifest has it, "wrong", "unknown" where the manifest has no checksum yet, "absent".
-        converted: whether its tensors are kept under our names, undamaged.
+        sha256: checksum of that file, computed now.
+        state: "right" if it matches the manifest, "wrong", "unknown" if the manifest has no checksum yet, or "absent".
+        converted: whether an undamaged copy under our names is cached.
     """
 
     entry: Checkpoint
@@ -33,7 +33,7 @@ class Status:
 
 
 def verify(entry: Checkpoint) -> Status:
-    """Read what is here of a checkpoint and compare it with the manifest."""
+    """Read the local files of a checkpoint and compare them with the manifest."""
     path = original(entry)
     kept = Converted(folder_of(entry.id) / "model.safetensors")
     converted = kept.path.exists() and kept.intact(read=True)

@@ -1,4 +1,4 @@
-"""The weights on this machine: published files as they came, and their tensors under our names beside them."""
+"""The weights on this machine: published files and, next to them, their tensors under our names."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def original(entry: Checkpoint) -> Path | None:
 
 
 def fetch(entry: Checkpoint) -> Path:
-    """The file of a checkpoint as it was published, downloaded if it is not here.
+    """The file of a checkpoint as it was published, downloaded if necessary.
 
     `HF_ENDPOINT` names a mirror of the Hub, `ZOO_MIRROR` one of everything else: `<mirror>/<checkpoint>/<file>`.
 
     Raises:
-        CheckpointError: if it cannot be had, or is not what the manifest expects.
+        CheckpointError: if it cannot be downloaded, or is not what the manifest expects.
     """
     path = original(entry)
     if path is None:
         if entry.hub is None:
-            return _from_address(entry)  # checked before it was put in place
+            return _from_address(entry)  # verified before it was moved into place
         path = hub_file(entry.hub, [entry.file])
     check(path, Expected(entry.sha256, entry.size), f"{entry.id}: {path}")
     return path
 
 
 def tensors_of(entry: Checkpoint, rules: str, convert: Callable[[Tensors], Tensors]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint under our names; fetched and converted the first time, kept for the next.
+    """The tensors of a checkpoint under our names; downloaded and converted the first time, then cached.
 
     Args:
-        rules: a digest of the rules of conversion: what was converted by others is converted again.
+        rules: a digest of the conversion rules; files converted by other rules are converted again.
         convert: from published names to ours.
 
     Raises:
-        CheckpointError: if the weights cannot be had, read or converted.
+        CheckpointError: if the weights cannot be obtained, read or converted.
     """
     kept = Converted(folder_of(entry.id) / "model.safetensors")
     found = kept.read(entry, rules)
@@ -76,17 +76,17 @@ def tensors_of(entry: Checkpoint, rules: str, convert: Callable[[Tensors], Tenso
 
 @dataclass(frozen=True)
 class Converted:
-    """A file of tensors under our names, and a note of its checksum, by which a damaged one is known."""
+    """A file of tensors under our names, with a note of its checksum to detect damage."""
 
     path: Path
 
     @property
     def note(self) -> Path:
-        """Where its checksum, size and time stand."""
+        """The file with its checksum, size and time."""
         return self.path.with_suffix(".json")
 
     def read(self, entry: Checkpoint, rules: str) -> dict[str, torch.Tensor] | None:
-        """The tensors; None if they are absent, damaged, or made otherwise or from another file than now expected."""
+        """The tensors; None if they are absent, damaged, or made by other rules or from another file than expected."""
         try:
             about = self.about()
             wanted = {"rules": rules, "zoo": __version__, "sha256": entry.sha256 or about.get("sha256")}
@@ -97,12 +97,12 @@ class Converted:
             return None
 
     def about(self) -> dict[str, str]:
-        """What was written down when it was made."""
+        """The information recorded when it was made."""
         with safe_open(self.path, "pt") as file:
             return file.metadata() or {}
 
     def intact(self, read: bool = False) -> bool:
-        """Whether the file is the one that was written; it is read if asked for, or if its time has changed since."""
+        """Whether the file is unchanged; it is read if `read` is set or its modification time has changed."""
         try:
             note, status = json.loads(self.note.read_text()), self.path.stat()
             if not read and (note["size"], note["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
@@ -112,7 +112,7 @@ class Converted:
             return False
 
     def write(self, tensors: Tensors, entry: Checkpoint, rules: str, sha256: str) -> None:
-        """Keep tensors; a full or read-only disk costs only the time to convert them again."""
+        """Cache tensors; with a full or read-only disk they are simply converted again next time."""
         source = f"https://huggingface.co/{entry.hub}" if entry.host == "hub" else entry.sources[0]
         about = {"format": "pt", "variant": entry.variant, "checkpoint": entry.id, "source": source}
         about |= {"sha256": sha256, "zoo": __version__, "rules": rules}
@@ -129,7 +129,7 @@ class Converted:
 
 
 def hub_file(repository: str, candidates: Sequence[str], revision: str | None = None) -> Path:
-    """The first of the files that a repository of the Hub has, in the Hub's own cache.
+    """The first candidate file that exists in a Hub repository, in the Hub's own cache.
 
     Raises:
         CheckpointError: if there is none, or the Hub cannot be reached.
@@ -141,7 +141,7 @@ def hub_file(repository: str, candidates: Sequence[str], revision: str | None = 
     except LocalEntryNotFoundError as error:
         reason = "it is not in the cache, and the Hub cannot be reached"
         raise CheckpointError(f"{repository}: {reason}: {_first_line(error)}") from error
-    except Exception as error:  # of the library it connects by, whichever that is
+    except Exception as error:  # from whichever HTTP library it uses
         raise CheckpointError(f"{repository}: cannot be fetched: {_first_line(error)}") from error
     raise CheckpointError(f"{repository}: has no file {' or '.join(candidates)}")
 

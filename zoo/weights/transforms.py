@@ -1,4 +1,4 @@
-"""Changes of value that a checkpoint may need, by name; every other tensor is copied as it is."""
+"""Named transforms of values that a checkpoint may need; all other tensors are copied unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's files without the classes that they name: beside tensors there are only things that do nothing."""
+"""Reads PyTorch's files without the classes that they name: everything except tensors becomes an inert object."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DATA_MODULES = {
     *("_codecs", "argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools"),
     *("numbers", "pathlib", "types", "typing", "uuid"),
 }
-"""Modules of Python's library whose classes a training script may well put beside its tensors."""
+"""Modules of the standard library whose classes training scripts may legitimately store next to tensors."""
 BUILTIN_TYPES = {
     *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range"),
     *("set", "slice", "str", "tuple", "type"),
 }
 _LEGACY_PICKLES = 5
-"""A file of PyTorch before 1.6 begins with a magic number, a version, a description of the machine, the content and the
-keys of the storages that follow."""
+"""A file from PyTorch before 1.6 begins with a magic number, a version, a description of the machine, the content and
+the keys of the storages that follow."""
 _FILLED = {"SETITEM": OrderedDict, "item assignment": OrderedDict, "append to lists": list, "extend lists": list}
 """Words of the errors, in all versions of PyTorch, about something that a file fills though it can hold nothing, and
 what has to stand there instead."""
@@ -36,7 +36,7 @@ _one_at_a_time = Lock()
 
 
 class StandIn:
-    """In place of an object whose class is not looked up: takes whatever the file does to it and does nothing."""
+    """Replaces an object whose class is not looked up: accepts whatever the file does to it and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
         return super().__new__(cls)
@@ -49,14 +49,14 @@ class StandIn:
 
 
 def load(path: Path) -> Any:
-    """What a file of `torch.save` holds, on the CPU, with a `StandIn` for everything that PyTorch has no part in.
+    """Load a file written by `torch.save` on the CPU, with a `StandIn` for everything that is not from PyTorch.
 
-    Nothing that the file names is imported or called, but for what PyTorch itself calls safe and what its user has
-    added to that: `torch.load(weights_only=True)` gets a stand-in by every other name.
+    Nothing that the file names is imported or called, except what PyTorch considers safe and what the user has added to
+    that: for every other name, `torch.load(weights_only=True)` gets a stand-in.
 
     Raises:
-        CheckpointError: if an archive is not what was written, or the file wants something of Python's library that is
-            no data, such as `os.system`.
+        CheckpointError: if an archive has been altered, or the file refers to something in the standard library that is
+            not data, such as `os.system`.
         Exception: of any kind, if the file is damaged.
     """
     _check_archive(path)
@@ -70,7 +70,7 @@ def load(path: Path) -> Any:
 
 
 def _load(path: Path, stand_ins: dict[str, type]) -> Any:
-    """`torch.load` with stand-ins; one that the file fills as a mapping or a list becomes one."""
+    """`torch.load` with stand-ins; a stand-in that the file fills like a mapping or a list becomes one."""
     with _one_at_a_time, torch.serialization.safe_globals([(cls, name) for name, cls in stand_ins.items()]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -86,17 +86,17 @@ def _load(path: Path, stand_ins: dict[str, type]) -> Any:
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
-    """A class in place of another, under its name."""
+    """A replacement for a class, with the same name."""
     return type(name, (StandIn,), {"__module__": module, "__qualname__": name})
 
 
 def _container(name: str, kind: type) -> type:
-    """A class in place of a mapping or a list, whose instances are plain ones."""
+    """A replacement for a mapping or list class, whose instances are plain mappings or lists."""
     return type(name, (), {"__new__": lambda cls, *args: kind()})
 
 
 def _runs_code(module: str, name: str) -> bool:
-    """Whether a name is of Python's library and stands for no data."""
+    """Whether a name is from the standard library and does not denote data."""
     root = module.partition(".")[0]
     if root in ("builtins", "__builtin__"):
         return name not in BUILTIN_TYPES
@@ -104,10 +104,11 @@ def _runs_code(module: str, name: str) -> bool:
 
 
 def _globals(path: Path) -> set[tuple[str, str]]:
-    """Module and name of everything that a file refers to, under today's names.
+    """Module and name of everything that a file refers to, under current names.
 
     Raises:
-        CheckpointError: if storages of a file of before 1.6 do not follow, for PyTorch would leave them as memory is.
+        CheckpointError: if storages of a file from before 1.6 are missing, because PyTorch would leave them
+            uninitialised.
     """
     if is_zipfile(path):
         with ZipFile(path) as archive:
@@ -121,23 +122,23 @@ def _globals(path: Path) -> set[tuple[str, str]]:
 
 
 class _Nothing(StandIn):
-    """In place of everything that a pickle makes while only its names are asked for."""
+    """Replaces everything that a pickle creates while only its names are collected."""
 
     def ignore(self, *args: Any) -> None:
-        """What the file does to it."""
+        """Accept whatever the file does to it."""
 
     __setitem__ = append = extend = add = ignore
 
 
 class _Names(pickle._Unpickler):
-    """Goes through a pickle for the names and the storages in it; nothing is imported, nothing of the file is called.
+    """Collects the names and storages in a pickle; nothing is imported, and nothing in the file is called.
 
-    Written in Python, unlike `pickle.Unpickler`, which makes room for as many marks as a file claims to set.
+    It is pure Python, because the C `pickle.Unpickler` allocates memory for as many marks as a file claims to set.
 
     Attributes:
         names: module and name of every global.
-        storages: keys of the storages whose numbers stand elsewhere in the file.
-        content: what the pickle holds, with `_Nothing` in place of objects; None if it breaks off.
+        storages: keys of the storages whose values are elsewhere in the file.
+        content: the pickled content, with `_Nothing` in place of objects; None if it is truncated.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -147,8 +148,8 @@ class _Names(pickle._Unpickler):
         self.content: Any = None
 
     def read(self) -> _Names:
-        """All of it, or as far as it goes."""
-        with suppress(Exception):  # a damaged one raises anything, and then PyTorch says what is wrong
+        """Read all of it, or as far as possible."""
+        with suppress(Exception):  # damaged files raise anything; PyTorch then says what is wrong
             self.content = self.load()
         return self
 
@@ -164,9 +165,9 @@ class _Names(pickle._Unpickler):
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is, for PyTorch packs tensors as they are, or that is damaged.
+    """Refuse an archive that is damaged or unpacks to more than its size: PyTorch stores tensors uncompressed.
 
-    And what PyTorch writes that is no pickle of tensors, or wrote once and no longer reads.
+    Also refuse PyTorch files that are not pickles of tensors, or that PyTorch can no longer read.
     """
     if not is_zipfile(path):
         if is_tarfile(path):

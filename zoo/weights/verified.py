@@ -1,4 +1,4 @@
-"""Tensor files that are either whole or not there, with a checksum inside."""
+"""Tensor files that are written completely or not at all, with a checksum inside."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CHECKSUM = "sha256"
 
 
 def write_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file in one piece: after a crash at any moment there is the old file, or the new one.
+    """Write a safetensors file atomically: after a crash there is either the old file or the new one.
 
     Raises:
-        CheckpointError: if it cannot be written; the old file is still there then.
+        CheckpointError: if it cannot be written; the old file is then kept.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
@@ -31,10 +31,10 @@ def write_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
 
 
 def read_verified(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file of `write_verified`.
+    """The tensors and metadata of a file written by `write_verified`.
 
     Raises:
-        CheckpointError: if it is missing, damaged or of another origin.
+        CheckpointError: if it is missing or damaged, or `write_verified` did not write it.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -47,7 +47,7 @@ def read_verified(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself.
+    """The metadata of a safetensors file.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -60,7 +60,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The sha256 of names, kinds, shapes and values."""
+    """The sha256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name]

@@ -12,7 +12,7 @@ Act = Literal["gelu", "gelu_tanh", "silu"]
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """GELU (https://arxiv.org/abs/1606.08415) with the normal distribution function by tanh."""
+    """GELU (https://arxiv.org/abs/1606.08415) with the tanh approximation of the normal distribution function."""
     return F.gelu(x, approximate="tanh")
 
 

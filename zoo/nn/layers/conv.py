@@ -21,8 +21,8 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 def depthwise(dim: int, kernel: int = 3, stride: int = 1, padding: int | None = None, bias: bool = True) -> nn.Conv2d:
     """A depthwise convolution; zeros on every side, kernel // 2 of them unless told otherwise.
 
-    A depthwise kernel is contiguous in both layouts. Written with the strides of NHWC, it tells oneDNN to keep the map
-    in channels_last even where a batch of one leaves the map's own strides ambiguous.
+    A depthwise kernel is contiguous in both layouts. Giving it the strides of NHWC makes oneDNN keep the map in
+    channels_last even when a batch of one makes the map's own strides ambiguous.
     """
     padding = kernel // 2 if padding is None else padding
     conv = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=bias)
@@ -32,11 +32,11 @@ def depthwise(dim: int, kernel: int = 3, stride: int = 1, padding: int | None = 
 
 
 def convolve(conv: nn.Module, x: torch.Tensor, kernel: int = 1) -> torch.Tensor:
-    """A convolution of NCHW maps, or whatever stands in its place, on (B, H, W, C).
+    """Apply a convolution of NCHW maps, or its replacement, to (B, H, W, C).
 
     Args:
-        kernel: its side, where that may exceed 16: oneDNN has no fast gradient of such a one for one map in
-            channels_last.
+        kernel: its side, if that may exceed 16: oneDNN has no fast gradient for such kernels with one channels_last
+            map.
     """
     maps = x.permute(0, 3, 1, 2)
     slow = kernel > 16 and x.device.type == "cpu" and statically_true(x.shape[0] == 1)
@@ -53,13 +53,13 @@ def least_padding(kernel: int, stride: int) -> int:
 
 
 def zeros_beside(conv: nn.Conv2d) -> tuple[int, int]:
-    """The zeros above and below, and at the left and the right, of a convolution that gives their number."""
+    """The vertical and horizontal zero padding of a convolution with numeric padding."""
     assert not isinstance(conv.padding, str)
     return conv.padding[0], conv.padding[1]
 
 
 def same_padding(shape: Sequence[int], conv: nn.Conv2d) -> Sides:
-    """What a convolution made with `least_padding` lacks for an output of ceil(size / stride) pixels.
+    """The additional padding that a convolution made with `least_padding` needs for ceil(size / stride) output pixels.
 
     Returns:
         Zeros above and below, then left and right; the odd one comes last.

@@ -1,4 +1,4 @@
-"""Heads of attention as an axis of their own."""
+"""Attention heads as a separate axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether somebody watches a layer."""
+"""Whether a layer has hooks."""
 
 from __future__ import annotations
 

@@ -28,10 +28,10 @@ def build_norm(norm: Norm | None, dim: int) -> nn.Module:
 
 
 def apply_norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """norm(x) of (B, H, W, C), whatever another library has put in place of ours.
+    """norm(x) of (B, H, W, C), even if another library has replaced the norm.
 
-    Layer norms are of the last axis. Batch norms are of NCHW, and so is what replaces them: synchronised and frozen
-    ones, group norms.
+    Layer norms act on the last axis. Batch norms expect NCHW, and so do their replacements: synchronised and frozen
+    batch norms, group norms.
     """
     if isinstance(norm, (nn.LayerNorm, nn.Identity)) or hasattr(_inside(norm), "normalized_shape"):
         return norm(x)
@@ -44,7 +44,7 @@ def norm_maps(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _inside(norm: nn.Module) -> nn.Module:
-    """The layer that an adapter stands around."""
+    """The layer inside an adapter."""
     while isinstance(inner := getattr(norm, "base_layer", None), nn.Module):
         norm = inner
     return norm
@@ -72,7 +72,7 @@ def folded(layer: nn.Linear | nn.Conv2d, norm: FoldableNorm) -> tuple[torch.Tens
 
 @torch.no_grad()
 def fold_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """Put the batch norm after a convolution or linear layer into its weights; what is left of the norm."""
+    """Fold the batch norm after a convolution or linear layer into its weights. Returns what remains of the norm."""
     if not is_foldable(norm):
         return norm
     weight, bias = folded(layer, norm)
@@ -83,7 +83,7 @@ def fold_after(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fold_before(norm: nn.Module, linear: nn.Linear) -> nn.Module:
-    """Put the batch norm of a linear layer's input into its weights; what is left of the norm."""
+    """Fold the batch norm of a linear layer's input into its weights. Returns what remains of the norm."""
     if not is_foldable(norm):
         return norm
     scale, shift = scale_and_shift(norm)

@@ -1,4 +1,4 @@
-"""Tables that depend on the size of a map alone: built once per size and device, and kept."""
+"""Tables that depend only on the size of a map, built once per size and device and cached."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _KEPT = 64
 
 
 def per_size(build: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator of `build(*numbers, device)`, whose result is a tensor or a tuple of tensors.
+    """A decorator for `build(*numbers, device)`, whose result is a tensor or a tuple of tensors.
 
-    On the meta device, and where a program is traced, transformed or watched by a mode, the tables are computed in
-    place: a tensor from outside would tie a graph to one size, and one from inside is of no use to others.
+    On the meta device, and while a program is traced, transformed or observed by a mode, the tables are computed each
+    time: a cached tensor would tie a graph to one size, and a traced tensor cannot be reused.
     """
     kept: OrderedDict[tuple, Any] = OrderedDict()
     lock = RLock()

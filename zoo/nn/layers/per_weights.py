@@ -1,4 +1,4 @@
-"""Tables that depend on the weights of a layer alone: in inference on a CPU computed once and kept."""
+"""Tables that depend only on the weights of a layer, cached in inference on a CPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from zoo.nn.layers import cpu
 from zoo.nn.layers.hooks import is_hooked
 
 WITHOUT_WEIGHTS = (nn.ModuleList, nn.ReLU, nn.Sequential)
-"""Classes whose instances compute the same as long as what is inside them does: not those of adapters."""
+"""Classes whose instances compute the same as long as their contents do; excludes adapters."""
 
 
 def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A decorator of a method `compute(self, *sizes, like)` of a module.
+    """A decorator for a method `compute(self, *sizes, like)` of a module.
 
-    It depends on the module's parameters, the sizes, and the device and dtype of the tensor `like`, on nothing else.
+    The result must depend only on the module's parameters, the sizes, and the device and dtype of the tensor `like`.
 
-    The last result is kept, beside the module and as long as it lives, with copies of the parameters, and serves as
-    long as they are equal: no change of weights, by whatever means, goes unnoticed. It is kept for bare layers alone.
+    The last result is cached outside the module, for its lifetime, together with copies of the parameters. It is used
+    only while they are equal to the current ones, so every change of weights is noticed. Only results of bare layers
+    are cached.
     """
     tables: WeakKeyDictionary[nn.Module, tuple[Any, list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
 

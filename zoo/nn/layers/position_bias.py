@@ -16,11 +16,11 @@ from zoo.nn.layers.per_size import per_size
 from zoo.nn.layers.per_weights import per_weights
 
 CACHED = 2**18
-"""Numbers of a hidden layer that are computed at once on a CPU."""
+"""The number of hidden values computed at once on a CPU."""
 
 
 def drawn_table(heads: int, size: tuple[int, int]) -> nn.Parameter:
-    """A table (heads, 2h-1, 2w-1) for windows of (h, w), drawn from a normal distribution of std 0.02."""
+    """A table (heads, 2h-1, 2w-1) for windows of (h, w), initialised from a normal distribution with std 0.02."""
     table = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
     nn.init.trunc_normal_(table, std=0.02)
     return table
@@ -39,21 +39,21 @@ class OffsetTable(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """The gather from offsets to pairs of tokens that all biases of a window share."""
+    """The gather from offsets to pairs of tokens, shared by all window biases."""
 
     def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         """The bias of every offset in a window of `size`, (heads, (2h-1) * (2w-1))."""
         raise NotImplementedError
 
     def forward(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-        """The bias of every pair, (heads, queries, keys), for a map `like` this one in device and dtype."""
+        """The bias of every pair, (heads, queries, keys), with the device and dtype of the map `like`."""
         offsets = self.offsets(size, like)
         tokens = size[0] * size[1]
         return offsets.index_select(1, offset_index(*size, device=offsets.device)).unflatten(1, (tokens, tokens))
 
 
 class TableBias(PositionBias):
-    """An offset table, as `OffsetTable`, as a bias of pairs.
+    """An offset table, like `OffsetTable`, expanded to a bias of pairs.
 
     For a window of another size the table is resized bicubically, as Swin's and NAT's authors do.
     """
@@ -138,7 +138,7 @@ class PooledBias(nn.Module):
     Args:
         heads: of the attention.
         pretrained: the (height, width) of the map in pre-training, by which distances are measured.
-        trained: interpolate the bias from maps of this (height, width); None computes it for the map at hand.
+        trained: interpolate the bias from maps of this (height, width); None computes it for the actual map.
     """
 
     HIDDEN = 512
@@ -161,9 +161,9 @@ class PooledBias(nn.Module):
         """The bias (heads, queries, keys) of a map pooled to `keys`.
 
         Args:
-            queries, keys: (height, width) of the map and of what it is pooled to.
+            queries, keys: (height, width) of the map and of the pooled map.
             like: a map of the network's device and dtype.
-            trained_keys: what `trained` was pooled to.
+            trained_keys: (height, width) to which `trained` was pooled.
         """
         if self.trained is None or same((*self.trained, *trained_keys), (*queries, *keys)):
             return self._exact(queries, keys, like)
@@ -187,9 +187,9 @@ class PooledBias(nn.Module):
         return self.fc2(F.relu(self.fc1(pairs))).permute(2, 0, 1)
 
     def _table_in_parts(self, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """`_table` a few rows at a time, whose hidden layers stay in the cache of a CPU.
+        """`_table` a few rows at a time, so that their hidden layers stay in the CPU's cache.
 
-        The first layer of a pair is a sum of a part of each axis.
+        The first layer's output for a pair is the sum of one term per axis.
         """
         down, right = (axis[:, None] * w for axis, w in zip((down, right), self.fc1.weight.unbind(1), strict=True))
         right = right + self.fc1.bias
@@ -217,8 +217,8 @@ def pooled_distances(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coordinates of `length` positions relative to the `pooled` keys that adaptive average pooling makes of them.
 
-    A key lies at the mean of the positions that it averages, so distances are multiples of one half; where
-    `pooled` divides `length` they are all alike modulo one, and every second multiple does.
+    A key is at the mean of the positions that it averages, so distances are multiples of one half. If `pooled` divides
+    `length`, they are all equal modulo one, and every second multiple suffices.
 
     Returns:
         The coordinates of all distances query - key that occur, ascending, float32; and the index for each pair,

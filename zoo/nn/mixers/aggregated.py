@@ -28,10 +28,10 @@ class AggregatedAttention(nn.Module):
     Args:
         head_dim: channels of a head.
         pool: the pooled map is this many times smaller on each side, rounded down.
-        fixed_pool_size: (height, width) of the pooled map whatever the map, the linear mode; None follows `pool`.
+        fixed_pool_size: (height, width) of the pooled map for maps of any size (the linear mode); None to use `pool`.
         pretrained: (height, width) of the map in pre-training, by which distances are measured.
         trained: (height, width) of the map in training.
-        position_bias: "extrapolation" computes the bias of the pooled keys for the map at hand, "interpolation"
+        position_bias: "extrapolation" computes the bias of the pooled keys for the actual map, "interpolation"
             resizes that of the map in training.
     """
 
@@ -89,7 +89,7 @@ class AggregatedAttention(nn.Module):
     def _summary(self, x: torch.Tensor, pooled: tuple[int, int]) -> torch.Tensor:
         """(B, H, W, dim) to the normalised (B, h, w, dim) that pooled keys and values are made of."""
         x = cpu.linear(self.sr, x, F.gelu)
-        if exporting():  # no runtime has the other for sizes that are not known
+        if exporting():  # no runtime has adaptive pooling for unknown sizes
             sides = zip(x.shape[1:3], pooled, strict=True)
             rows, columns = (pooling(*side, device=x.device).to(x.dtype) for side in sides)
             x = F.linear(contiguous_if_exporting(x.permute(0, 2, 3, 1)), rows)  # (B, W, dim, h)

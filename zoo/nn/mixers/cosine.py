@@ -25,7 +25,7 @@ class CosineAttention(nn.Module):
         head_dim: channels of a head.
         pretrained: (height, width) of the map in pre-training, by which distances are measured.
         trained: (height, width) of the map in training.
-        position_bias: "extrapolation" computes the position bias for the map at hand, "interpolation" resizes that
+        position_bias: "extrapolation" computes the position bias for the actual map, "interpolation" resizes that
             of the map in training.
     """
 

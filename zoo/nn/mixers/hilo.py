@@ -18,14 +18,14 @@ from zoo.nn.registry import BRANCHES
 
 @BRANCHES.register("hilo")
 class HiLoAttention(nn.Module):
-    """Some heads attend inside windows of (B, H, W, dim), the others from every position to averaged windows.
+    """Some heads attend within windows of (B, H, W, dim), the others from every position to averaged windows.
 
-    A map that `size` does not divide is extended by zeros at the right and the bottom, which take part as keys and
-    values. The output holds the window heads first; each part has its own projection.
+    A map not divisible by `size` is padded at the right and the bottom with zeros, which take part as keys and values.
+    The output holds the window heads first; each part has its own projection.
 
     Args:
         head_dim: channels of a head.
-        alpha: share of the heads for low frequencies, those that attend averages; rounded down.
+        alpha: share of the heads for low frequencies, which attend to averages; rounded down.
         size: of a window, (height, width).
     """
 

@@ -81,17 +81,17 @@ class MBConv(nn.Module):
         return cpu.linear(self.conv3, cpu.multiply(x, self.se(x), self.se))
 
     def fold(self) -> None:
-        """Put batch norms into the convolutions before them."""
+        """Fold batch norms into the preceding convolutions."""
         self.norm1, self.norm2 = fold_after(self.conv1, self.norm1), fold_after(self.conv2, self.norm2)
 
     def fold_input(self, norm: nn.Module) -> nn.Module:
-        """Put the batch norm of the input into the first convolution; what is left of the norm."""
+        """Fold the batch norm of the input into the first convolution. Returns what remains of the norm."""
         return fold_before(norm, self.conv1)
 
 
 @SHORTCUTS.register("pool")
 class PoolShortcut(nn.Module):
-    """2x2 average pool and, where the width changes, a 1x1 projection; beyond an odd side nothing is averaged in."""
+    """2x2 average pool and, where the width changes, a 1x1 projection; padding of odd sides is not averaged in."""
 
     reduction = 2
     POINTWISE = ("proj",)

@@ -21,8 +21,8 @@ from zoo.nn.registry import BRANCHES
 class NeighborhoodAttention(nn.Module):
     """Attention of every position of (B, H, W, dim) to its nearest neighbours, with a relative position bias.
 
-    A map smaller than size * dilation is extended by zeros at the right and the bottom, which take part as keys and
-    values: the rule of NATTEN up to 0.15, with which the published weights were trained.
+    A map smaller than size * dilation is padded at the right and the bottom with zeros, which take part as keys and
+    values. This is the rule of NATTEN up to 0.15, with which the published weights were trained.
 
     Args:
         head_dim: channels of a head.

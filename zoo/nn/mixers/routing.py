@@ -25,11 +25,11 @@ class RoutingAttention(nn.Module):
 
     Args:
         head_dim: channels of a head.
-        topk: regions that a region attends.
-        regions: on each side of the map; a region grows with the map.
-        pad: where `regions` does not divide the map. "input" extends the map by zeros before the projection, which
-            take part as keys, values and in a region's mean. "projected" keeps regions of H // regions positions, as
-            many as cover the map, and extends keys and values by zeros.
+        topk: number of regions that a region attends to.
+        regions: number of regions per side of the map; regions grow with the map.
+        pad: what happens when `regions` does not divide the map. "input" pads the map with zeros before the projection,
+            which take part as keys, values and in a region's mean. "projected" keeps regions of H // regions positions,
+            as many as cover the map, and pads keys and values with zeros.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from zoo.nn.registry import BRANCHES
 
 @BRANCHES.register("window")
 class WindowAttention(nn.Module):
-    """Multi-head attention inside groups of `size` tokens, on (B, H, W, dim).
+    """Multi-head attention within groups of `size` tokens, on (B, H, W, dim).
 
     Args:
         head_dim: channels of a head.
@@ -26,14 +26,14 @@ class WindowAttention(nn.Module):
         interval: pixels from one token of a group to the next; 1 is a window; "grid" spreads each group over the
             whole map, ceil(H / height) pixels apart.
         pos_bias: a learned relative position bias: a table, or a network of the offset.
-        pad: what stands beyond the map when `size` does not divide it. "masked" positions are never seen;
-            "zeros" takes part as keys and values, the rule of DaViT's published weights.
-        shrink: on a map whose shorter side is no longer than the group, take windows of that side instead,
-            CrossFormer's rule.
+        pad: how the map is padded if `size` does not divide it. "masked" positions are never attended to; "zeros" take
+            part as keys and values, as for DaViT's published weights.
+        shrink: on a map whose shorter side is no longer than the group, use windows of that side instead (CrossFormer's
+            rule).
 
     Attributes:
         labels: what `zoo.explain` calls the keys of an operation.
-        min_side: from this shorter side of a map on, the groups are those of every larger map.
+        min_side: for maps whose shorter side is at least this, the groups follow the same rule at every size.
     """
 
     def __init__(

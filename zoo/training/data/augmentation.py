@@ -1,4 +1,4 @@
-"""timm's augmentation as a recipe asks for it."""
+"""timm's augmentation, configured by a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.training.recipe import Recipe
 
 
 def training_transform(recipe: Recipe, input_config: dict[str, Any]) -> Any:
-    """timm's augmentation for a recipe, of colours only for RGB; `input_config` as of `zoo.vision.images`.
+    """timm's augmentation for a recipe, of colours only for RGB; `input_config` as in `zoo.vision.images`.
 
     Raises:
         ConfigError: for an `auto_augment` that timm does not know.
@@ -41,7 +41,7 @@ def training_transform(recipe: Recipe, input_config: dict[str, Any]) -> Any:
 
 
 def left_out(recipe: Recipe) -> str | None:
-    """A sentence on augmentation that the recipe asks for and that its number of channels rules out, if any."""
+    """A sentence about augmentation that the recipe requests but its number of channels rules out, if any."""
     asked = [key for key in ("auto_augment", "color_jitter") if getattr(recipe, key)]
     if recipe.in_chans == 3 or not asked:
         return None
@@ -49,7 +49,7 @@ def left_out(recipe: Recipe) -> str | None:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """With no bits left an image is black; Pillow 12 and later refuses that, and timm's magnitudes come to it."""
+    """With zero bits an image is black. Pillow 12 and later refuse zero bits, which timm's magnitudes can reach."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)

@@ -1,4 +1,4 @@
-"""Class lists and the words for classes."""
+"""Class lists and class names in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_list(name: str) -> list[str]:
     """The lines of a shipped class list or of a text file; anything after `#` is ignored.
 
     Raises:
-        ConfigError: if there is no such list, or nothing in it, or something twice.
+        ConfigError: if there is no such list, or it is empty or contains duplicates.
     """
     shipped = {path.stem: path for path in sorted(CLASS_DIR.glob("*.txt"))}
     path = shipped.get(name, Path(name))
@@ -47,5 +47,5 @@ def describe(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def imagenet_names(count: int) -> tuple[str, ...] | None:
-    """The synsets that a classifier of so many classes without a label map has."""
+    """The synsets of a classifier with `count` classes and no label map."""
     return tuple(ImageNetInfo().label_names()) if count == 1000 else None

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships, as an ImageFolder: real data that needs no download."""
+"""The handwritten digits that come with scikit-learn, as an ImageFolder: real data without a download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEED = 0
 def write_digits(folder: Path) -> Path:
     """The 1797 digits (Alpaydin and Kaynak, 1998) as 8 x 8 PNGs under `train/0` to `validation/9`.
 
-    Of each class, in an order drawn once, every fifth is for validation: 1433 and 364 images.
+    In each class, in a fixed random order, every fifth image is for validation: 1433 and 364 images.
 
     Raises:
         ConfigError: without scikit-learn.

@@ -1,4 +1,4 @@
-"""Folders and tar files of images: the first folder level is the class, hidden files and folders are not there."""
+"""Folders and tar files of images: the first folder level is the class, hidden files and folders are ignored."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class FolderReader(Reader):
     """An ImageFolder as torchvision reads it: the classes are the folders in `root`, whatever lies deeper in them.
 
     Args:
-        channels: of the images, which decides on the extensions that are looked for.
+        channels: of the images; determines the extensions that are searched for.
 
     Raises:
-        ConfigError: without folders, or if one of them holds no images.
+        ConfigError: if there are no folders, or one of them has no images.
     """
 
     def __init__(self, root: Path, channels: int = 3) -> None:
@@ -54,12 +54,12 @@ class FolderReader(Reader):
 class TarReader(ReaderImageInTar):
     """Images of a tar file with a folder for each class, or of a folder of tar files.
 
-    A folder that everything in an archive lies in is no class. In a folder of tar files, one with images at its top is
-    a class by itself; another one has its classes as a single tar file has them.
+    A single top-level folder that contains everything in an archive is not a class. In a folder of tar files, a tar
+    file with images at its top level is a class by itself; the classes of the others are found as in a single tar file.
     """
 
     def __init__(self, root: Path) -> None:
-        # Beside more than 10 GB of tar files timm keeps an index, where it may.
+        # Next to more than 10 GB of tar files timm stores an index, if it can.
         writable = os.access(root if root.is_dir() else root.parent, os.W_OK)
         super().__init__(str(root), cache_tarinfo=None if writable else False)
         paths = [_path(sample) for sample in self.samples]
@@ -87,13 +87,13 @@ def some(names: Sequence[str], most: int = 8) -> str:
 
 
 def _path(sample: Any) -> PurePosixPath:
-    """Where an image of timm's reader lies in its tar file, a tar file in there counted as a folder."""
+    """The path of an image of timm's reader in its tar file, with nested tar files as folders."""
     member, _, inner = sample
     return PurePosixPath(os.path.splitext(inner.path)[0] if inner else "", member.path.lstrip("/"))
 
 
 def _first_folders(folders: list[tuple[str, ...]]) -> list[str]:
-    """Of each path of folders the first below those that all share, "" for none; a shared last one is kept."""
+    """For each folder path, the first folder below the common prefix, "" for none; a shared last folder is kept."""
     depth = 0
     while all(len(path) > depth + 1 and path[depth] == folders[0][depth] for path in folders):
         depth += 1

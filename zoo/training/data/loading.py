@@ -1,4 +1,4 @@
-"""Images to batches: an order that can be taken up anywhere, unreadable images passed over."""
+"""Loads images in batches: in an order that can be resumed anywhere, skipping unreadable images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.training.randomness import drawn_from, mix
 from zoo.vision.images import ImageError, decode
 
 NO_IMAGE = -1
-"""Stands for an image that is none: it fills up a batch and is not counted."""
+"""Marks a missing image: it fills up a batch and is not counted."""
 
 
 class Note(NamedTuple):
@@ -29,7 +29,7 @@ class Note(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W), their classes (B) and positions (B), both `NO_IMAGE` where there is none, and notes."""
+    """Images (B, C, H, W), their classes (B) and positions (B), both `NO_IMAGE` for missing images, and notes."""
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -42,8 +42,8 @@ class ImageSet(Dataset):
 
     Args:
         shape: (C, H, W) of a transformed image.
-        seed: of augmentation, with epoch and position; None for a transform without chance, for which an image that
-            cannot be read is `NO_IMAGE`. In training the next one that can takes its place.
+        seed: for augmentation, with epoch and position. None for a deterministic transform, for which an unreadable
+            image becomes `NO_IMAGE`; in training the next readable image takes its place.
     """
 
     def __init__(self, split: Split, transform: Any, shape: tuple[int, int, int], seed: int | None = None) -> None:
@@ -61,12 +61,12 @@ class ImageSet(Dataset):
         return torch.zeros(self.shape), NO_IMAGE, NO_IMAGE, notes
 
     def _pixels(self, place: int, notes: list[Note]) -> torch.Tensor | None:
-        """The transformed image; None, with a note, if there is none to be had."""
+        """The transformed image; None, with a note, if it cannot be read."""
         if (image := self._read(place, notes)) is None:
             return None
         try:
             return self.transform(image)
-        except Exception as error:  # whatever it is, it must not end a run after hours
+        except Exception as error:  # no image may end a run after hours
             notes.append(Note(self.split.name(place), False, f"cannot be transformed: {error}"))
             return None
 
@@ -89,8 +89,8 @@ class TrainingOrder(Sampler):
     from the first.
 
     Attributes:
-        epoch: which.
-        start: batches that are passed over, of a run that is taken up again.
+        epoch: its number.
+        start: number of batches to skip in a resumed run.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -110,7 +110,7 @@ class TrainingOrder(Sampler):
 
 
 class ValidationOrder(Sampler):
-    """The batches of one process: every image in exactly one of them, and as many batches as any other process has."""
+    """The batches of one process: every image is in exactly one batch, and all processes have equally many batches."""
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.count, self.batch_size, self.rank, self.world = count, batch_size, rank, world
@@ -128,7 +128,7 @@ class ValidationOrder(Sampler):
 def validation_loader(
     split: Split, input_config: dict[str, Any], batch_size: int, workers: int, accelerator: Accelerator
 ) -> DataLoader:
-    """Batches of this process; `input_config` as of `zoo.vision.images`."""
+    """Batches of this process; `input_config` as in `zoo.vision.images`."""
     images = ImageSet(split, create_transform(**input_config), input_config["input_size"])
     order = ValidationOrder(len(split), batch_size, accelerator.process_index, accelerator.num_processes)
     return loader(images, order, workers, accelerator.device.type == "cuda")
@@ -154,7 +154,7 @@ def _collate(samples: list[tuple[torch.Tensor, int, int, list[Note]]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C and SIGTERM of a whole group are for the process that trains: it saves with what its workers read, and
+    """Ignore Ctrl-C and SIGTERM sent to the whole group: the training process saves, using what its workers read, and
     ends them. A second SIGTERM is obeyed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

@@ -1,4 +1,4 @@
-"""WebDataset's tar shards, read at any place: the order of a run can then be drawn, and taken up again."""
+"""Random access to WebDataset's tar shards, so that the order of a run can be drawn and resumed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def tar_files(root: Path) -> list[Path]:
 
 
 def is_webdataset(root: Path) -> bool:
-    """Whether the first tar file has classes in members of their own, `KEY.cls` beside `KEY.jpg`."""
+    """Whether the first tar file stores classes as separate members, `KEY.cls` next to `KEY.jpg`."""
     with tarfile.open(tar_files(root)[0], "r:") as archive:
         first = [member.name for _, member in zip(range(64), archive, strict=False)]
     return any(name.endswith(".cls") for name in first)
 
 
 class ShardReader(Reader):
-    """Images of uncompressed tar shards: only where each one lies is held in memory.
+    """Images of uncompressed tar shards: only their locations are held in memory.
 
-    `classes.txt` beside the shards, or in the folder above, names the classes in order; without one their numbers do.
+    `classes.txt` beside the shards, or in the folder above, names the classes in order; without it, their numbers are
+    used.
 
     Raises:
         ConfigError: if a shard is damaged, or an image has no class.

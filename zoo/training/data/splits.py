@@ -1,4 +1,4 @@
-"""Where images and their classes come from: folders, tar files, shards, Hugging Face; checked before the first step."""
+"""Sources of images and their classes: folders, tar files, shards, Hugging Face; checked before the first step."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Split:
         return str(self.reader.filename(int(self.indices[position]), absolute=True))
 
     def open(self, position: int) -> BinaryIO:
-        """What the file of an image holds."""
-        files: Any = self.reader  # whose base class in timm does not name what all of them have
+        """Open the file of an image."""
+        files: Any = self.reader  # timm's base class does not declare this common attribute
         return files[int(self.indices[position])][0]
 
     def take(self, kept: np.ndarray) -> Split:
@@ -63,7 +63,7 @@ def open_splits(recipe: Recipe) -> tuple[Split, Split]:
     """The training and the validation images of a recipe, with the same classes.
 
     Raises:
-        ConfigError: if there are none, or their classes do not fit together.
+        ConfigError: if there are none, or their classes do not match.
     """
     train = _open(recipe.data, recipe.train_split, TRAIN, recipe.in_chans)
     chosen = None if recipe.classes is None else read_list(recipe.classes)
@@ -78,10 +78,10 @@ def open_splits(recipe: Recipe) -> tuple[Split, Split]:
 def open_validation(
     data: str, split: str | None, classes: str | None, names: Sequence[str], channels: int = 3
 ) -> Split:
-    """Images to validate a classifier of the classes `names` and of so many `channels` with.
+    """Validation images for a classifier with the classes `names` and this number of `channels`.
 
     Raises:
-        ConfigError: if there are none, or they are of other classes.
+        ConfigError: if there are none, or their classes differ.
     """
     chosen = None if classes is None else read_list(classes)
     return select(_open(data, split, VALIDATION, channels), chosen, data, tuple(names))
@@ -93,7 +93,7 @@ def class_names(data: str, split: str | None = None, channels: int = 3) -> tuple
 
 
 def select(split: Split, chosen: list[str] | None, place: str, classes: tuple[str, ...] | None = None) -> Split:
-    """The part of a split that a class list or file list names, under the class indices of `classes`.
+    """The part of a split listed by a class list or file list, with the class indices of `classes`.
 
     Raises:
         ConfigError: for names that are not there, and for classes that are not among `classes`.
@@ -125,7 +125,7 @@ def _listed(split: Split, names: list[str], place: str) -> Split:
 
 
 def _hold_out(split: Split, recipe: Recipe) -> tuple[Split, Split]:
-    """A split in two: of each class, drawn by the seed, a share of the images for validation."""
+    """Divide a split: a share of each class, drawn by the seed, is held out for validation."""
     generator = np.random.default_rng(recipe.seed)
     held = np.zeros(len(split), dtype=bool)
     for target in np.unique(split.targets):
@@ -137,12 +137,12 @@ def _hold_out(split: Split, recipe: Recipe) -> tuple[Split, Split]:
 
 
 def _open(data: str, split: str | None, usual: Sequence[str], channels: int) -> Split:
-    """The named split, or the usual one, or everything."""
+    """The named split, else the usual one, else everything."""
     return _read(data, _find(data, split, usual), channels)
 
 
 def _find(data: str, split: str | None, usual: Sequence[str]) -> str | None:
-    """The name of a split that is there; None where there are no splits."""
+    """The name of an existing split; None if there are no splits."""
     if data.startswith(HUGGING_FACE):
         return split or usual[0]
     root = Path(data)
@@ -155,7 +155,7 @@ def _find(data: str, split: str | None, usual: Sequence[str]) -> str | None:
 
 
 def _read(data: str, split: str | None, channels: int) -> Split:
-    """All images of one split, under the classes that it has."""
+    """All images of one split, with its own classes."""
     place = data if split is None else f"{data}, {split}"
     try:
         with _looked_for(extensions(channels)):
