@@ -6,7 +6,7 @@ must see the steps of an operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.autograd import forward_ad
@@ -25,10 +25,56 @@ def scaled_dot_product_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, scale: float | None = None
 ) -> torch.Tensor:
     """PyTorch's function of that name, in its plain form where the fast forms have no derivative."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
     if not transformed():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return twice_differentiable(attend, attend, q, k, v, mask)
     with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return attend(q, k, v, mask)
+
+
+def twice_differentiable(
+    fast: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *tensors: torch.Tensor | None
+) -> torch.Tensor:
+    """`fast(*tensors)`, whose gradient PyTorch cannot differentiate; gradients of gradients are those of `plain`."""
+    needless = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+    if needless or not any(t is not None and t.requires_grad for t in tensors):
+        return fast(*tensors)
+    return _TwiceDifferentiable.apply(fast, plain, *tensors)
+
+
+class _TwiceDifferentiable(torch.autograd.Function):
+    """Keeps the graph of `fast` for an ordinary backward pass."""
+
+    @staticmethod
+    def forward(ctx, fast, plain, *tensors):
+        ctx.fast, ctx.plain = fast, plain
+        ctx.save_for_backward(*tensors)
+        ctx.graph = _graph(fast, tensors)
+        return ctx.graph[0].detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a gradient of this gradient
+            return None, None, *differentiable(ctx.plain, grad, *tensors)
+        # A second pass, with retain_graph=True, builds it anew: kept, it would outlive what autograd frees.
+        out, leaves = ctx.graph or _graph(ctx.fast, tensors)
+        ctx.graph = None
+        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grad))
+        return None, None, *(next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves)
+
+
+def _graph(
+    function: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """The output of `function` for copies of `tensors` that are leaves, and these."""
+    leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
+    with torch.enable_grad():
+        return function(*leaves), leaves
 
 
 def differentiable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.channel_attention import reference
-from zoo.kernels.checks import check_qkv
+from zoo.kernels.checks import check_qkv, check_scale
 from zoo.kernels.recording import recorded
 
 
@@ -27,4 +27,4 @@ def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: 
         ValueError: if shapes, dtypes or devices do not agree.
     """
     check_qkv(q, k, v)
-    return reference.channel_attention(q, k, v, scale)
+    return reference.channel_attention(q, k, v, check_scale(scale, q.shape[-1]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from zoo.kernels.checks import as_pair
 from zoo.kernels.deform_conv import reference, vision_op
+from zoo.kernels.transforms import twice_differentiable
 
 
 def deform_conv(
@@ -43,5 +46,7 @@ def deform_conv(
         raise ValueError(f"offset is {tuple(offset.shape)}, expected {shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {tuple(bias.shape)}, expected {tuple(weight.shape[:1])}")
-    implementation = vision_op if vision_op.can_run(x) else reference
-    return implementation.deform_conv(x, offset, weight, bias, stride)
+    plain = partial(reference.deform_conv, stride=stride)
+    if not vision_op.can_run(x):
+        return plain(x, offset, weight, bias)
+    return twice_differentiable(partial(vision_op.deform_conv, stride=stride), plain, x, offset, weight, bias)

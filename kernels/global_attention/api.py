@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.checks import check_qkv
+from zoo.kernels.checks import check_qkv, check_scale, check_table
 from zoo.kernels.global_attention import reference
 from zoo.kernels.recording import recorded
 
@@ -33,6 +33,6 @@ def global_attention(
     """
     check_qkv(q, k, v, own_map=False)
     pairs = (q.shape[3], q.shape[1] * q.shape[2], k.shape[1] * k.shape[2])
-    if bias is not None and bias.shape != pairs:
-        raise ValueError(f"bias is {tuple(bias.shape)}, expected {pairs}")
-    return reference.global_attention(q, k, v, bias, scale)
+    if bias is not None:
+        check_table("bias", bias, pairs, q)
+    return reference.global_attention(q, k, v, bias, check_scale(scale, q.shape[-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import as_pair, check_qkv, check_table
+from zoo.kernels.checks import LARGEST, as_pair, check_qkv, check_scale, check_table
 from zoo.kernels.neighborhood_attention import native, operator, reference
 from zoo.kernels.recording import recorded
 
@@ -40,7 +40,7 @@ def neighborhood_attention(
         ValueError: if shapes, dtypes or devices do not agree, or the map is smaller than a window.
     """
     check_qkv(q, k, v)
-    size, dilation = as_pair(size, "size"), as_pair(dilation, "dilation")
+    size, dilation = as_pair(size, "size", LARGEST), as_pair(dilation, "dilation")
     if not all(n % 2 for n in size):
         raise ValueError(f"size is {size}, expected odd numbers: a query stands in the middle of its window")
     shape, least = tuple(q.shape[1:3]), tuple(n * d for n, d in zip(size, dilation, strict=True))
@@ -48,7 +48,7 @@ def neighborhood_attention(
         raise ValueError(f"the map is {shape}, expected at least size * dilation = {least}; pad it first")
     if bias is not None:
         check_table("bias", bias, (q.shape[3], 2 * size[0] - 1, 2 * size[1] - 1), q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q.shape[-1])
     if choose(q, native.limit(size)) == "reference":
         return reference.neighborhood_attention(q, k, v, size, dilation, bias, scale)
     return operator.forward(q, k, v, bias, size, dilation, scale)[0]

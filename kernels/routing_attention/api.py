@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import as_pair, check_qkv
+from zoo.kernels.checks import LARGEST, as_pair, check_qkv, check_scale
 from zoo.kernels.recording import recorded
 from zoo.kernels.routing_attention import native, operator, reference
 from zoo.kernels.sizes import ceil_div
@@ -39,8 +39,10 @@ def routing_attention(
         ValueError: if shapes, dtypes or devices do not agree.
     """
     check_qkv(q, k, v)
-    region = as_pair(region, "region")
+    region = as_pair(region, "region", LARGEST)
     regions = ceil_div(q.shape[1], region[0]) * ceil_div(q.shape[2], region[1])
+    if not isinstance(routes, torch.Tensor):
+        raise ValueError(f"routes are a {type(routes).__name__}, expected a tensor")
     if routes.ndim != 3 or routes.shape[0] != q.shape[0] or routes.shape[1] != regions or not routes.shape[2] > 0:
         raise ValueError(f"routes are {tuple(routes.shape)}, expected ({q.shape[0]}, {regions}, topk)")
     if (
@@ -50,11 +52,11 @@ def routing_attention(
         raise ValueError(
             f"routes are {routes.dtype} on {routes.device}, expected integers on {q.device}, as q is there"
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q.shape[-1])
     if choose(q, native.limit(region, routes)) == "reference":
         if routes.device.type == "cpu" and not watched():
             native.check_routes(routes)
-        return reference.routing_attention(q, k, v, routes, region, scale)
+        return reference.routing_attention(q, k, v, routes.long(), region, scale)
     return operator.forward(q, k, v, routes, region, scale)[0]
 
 
@@ -76,9 +78,9 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
         ValueError: if shapes, dtypes or devices do not agree, or topk is not positive.
     """
     check_qkv(q, k, k)
-    if topk < 1:
-        raise ValueError(f"topk is {topk}, expected at least 1")
-    return reference.region_routes(q, k, as_pair(region, "region"), topk)
+    if not isinstance(topk, (int, torch.SymInt)) or topk < 1:
+        raise ValueError(f"topk is {topk}, expected an integer of at least 1")
+    return reference.region_routes(q, k, as_pair(region, "region", LARGEST), topk)
 
 
 def region_scores(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int]) -> torch.Tensor:
@@ -95,4 +97,4 @@ def region_scores(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
         ValueError: if shapes, dtypes or devices do not agree.
     """
     check_qkv(q, k, k)
-    return reference.region_scores(q, k, as_pair(region, "region"))
+    return reference.region_scores(q, k, as_pair(region, "region", LARGEST))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.kernels.backends import choose
-from zoo.kernels.checks import as_pair, check_qkv, check_table
+from zoo.kernels.checks import LARGEST, as_pair, check_qkv, check_scale, check_table
 from zoo.kernels.recording import recorded
 from zoo.kernels.window_attention import native, operator, reference
 
@@ -39,11 +39,11 @@ def window_attention(
         ValueError: if shapes, dtypes or devices do not agree.
     """
     check_qkv(q, k, v)
-    size, interval = as_pair(size, "size"), as_pair(interval, "interval")
+    size, interval = as_pair(size, "size", LARGEST), as_pair(interval, "interval")
     tokens = size[0] * size[1]
     if bias is not None:
         check_table("bias", bias, (q.shape[3], tokens, tokens), q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q.shape[-1])
     if choose(q, native.limit(size)) == "reference":
         return reference.window_attention(q, k, v, size, interval, bias, scale)
     return operator.forward(q, k, v, bias, size, interval, scale)[0]

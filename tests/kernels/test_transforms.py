@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
 import zoo.kernels
+from tests.conftest import cut
 from tests.kernels.test_backends import OPERATIONS, _module
 from zoo.kernels import explain_backend, use_backend
 
@@ -68,15 +68,40 @@ def test_gradients_of_gradients(operation: str) -> None:
 
     def penalty(backend: str, kind: torch.dtype) -> tuple[torch.Tensor, ...]:
         leaves = {name: t.detach().to(kind).requires_grad_() for name, t in primals.items()}
-        with use_backend(backend), sdpa_kernel(SDPBackend.MATH):
+        with use_backend(backend):
             out = call(**leaves)
         slopes = torch.autograd.grad(out.square().sum(), list(leaves.values()), create_graph=True)
         total = sum((slope * directions[name]).sum() for name, slope in zip(leaves, slopes, strict=True))
         return torch.autograd.grad(total, list(leaves.values()))
 
-    for found, expected in zip(penalty("native", torch.float32), penalty("reference", torch.float64), strict=True):
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(found.double(), expected, atol=1e-5 * scale, rtol=1e-4)
+    exact = penalty("reference", torch.float64)
+    for backend in ("native", "reference"):
+        for found, expected in zip(penalty(backend, torch.float32), exact, strict=True):
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(found.double(), expected, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_gradients_of_whole_maps(bias: bool) -> None:
+    q, k, v = torch.randn(3, 1, 3, 4, 2, 4, dtype=torch.float64).requires_grad_().unbind()
+    table = [torch.randn(2, 12, 12, dtype=torch.float64, requires_grad=True)] * bias
+    assert torch.autograd.gradgradcheck(zoo.kernels.global_attention, (q, k, v, *table))
+
+
+def test_gradients_of_gradients_of_a_deformable_convolution() -> None:
+    tensors = [torch.randn(1, 5, 6, 2), torch.rand(1, 4, 5, 8), torch.randn(3, 2, 2, 2), torch.randn(3)]
+    tensors = [t.double().requires_grad_() for t in tensors]
+    assert torch.autograd.gradgradcheck(zoo.kernels.deform_conv, tensors)
+
+
+def test_a_backward_pass_may_be_repeated_but_only_if_it_was_said() -> None:
+    q = torch.randn(1, 3, 4, 2, 4, requires_grad=True)
+    out = zoo.kernels.global_attention(q, q, q).square().sum()
+    first, second = (torch.autograd.grad(out, q, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    torch.autograd.grad(out, q)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, q)
 
 
 def test_the_explanation_says_so() -> None:
@@ -103,3 +128,20 @@ def test_models_in_forward_mode(small: str) -> None:
         ends = [exact(images.double() + sign * 1e-6 * direction) for sign in (1, -1)]
     slope = (ends[0] - ends[1]) / 2e-6
     assert (found - slope).norm() / slope.norm() < 1e-3
+
+
+def test_gradients_of_gradients_of_models(small: str) -> None:
+    """The Hessian times a direction along the image, as a gradient penalty needs it."""
+    model = zoo.create_model(small, num_classes=10, **cut(small)).eval()
+    images, direction = torch.randn(1, 3, 64, 96), torch.randn(1, 3, 64, 96)
+
+    def slope(model: torch.nn.Module, images: torch.Tensor, again: bool = False) -> torch.Tensor:
+        images = images.requires_grad_()
+        (gradient,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=again)
+        return torch.autograd.grad((gradient * direction).sum(), images)[0] if again else gradient
+
+    found = slope(model, images.clone(), again=True)
+    exact = model.double()
+    ends = [slope(exact, images.double() + sign * 1e-6 * direction) for sign in (1, -1)]
+    expected = (ends[0] - ends[1]) / 2e-6
+    assert (found - expected).norm() / expected.norm() < 1e-3

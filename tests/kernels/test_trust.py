@@ -135,3 +135,40 @@ def test_cpp_reads_only_what_it_can(wrong: torch.Tensor) -> None:
         native.call("window_attention_forward", wrong)
     with pytest.raises(ValueError, match="with strides"):
         native.call("window_attention_forward", torch.zeros(4, 4).t()[1:])
+
+
+X = torch.zeros(1, 6, 6, 2, 8)
+ATTENTION = {
+    "neighborhood_attention": lambda q=X, size=3, **more: zoo.kernels.neighborhood_attention(q, X, X, size, **more),
+    "window_attention": lambda q=X, size=3, **more: zoo.kernels.window_attention(q, X, X, size, **more),
+    "routing_attention": lambda q=X, size=3, **more: zoo.kernels.routing_attention(
+        q, X, X, torch.zeros(1, 4, 2).long(), size, **more
+    ),
+    "global_attention": lambda q=X, **more: zoo.kernels.global_attention(q, X, X, **more),
+    "channel_attention": lambda q=X, **more: zoo.kernels.channel_attention(q, X, X, **more),
+}
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_arguments_of_other_kinds_are_refused(name: str, backend: str) -> None:
+    call = ATTENTION[name]
+    wrong = [{"scale": torch.tensor(0.5)}, {"scale": "1"}, {"q": X.numpy()}, {"q": None}, {"q": X.to_sparse()}]
+    wrong += [{"q": X.to(torch.float8_e4m3fn)}, {"q": X.to_mkldnn()}]
+    if name not in ("global_attention", "channel_attention"):
+        wrong += [{"size": size} for size in ("3", None, {3, 5}, 1.5, (1, 2**31), X.numpy(), (1, 2, 3))]
+    if name in ("neighborhood_attention", "window_attention", "global_attention"):
+        shape = {"neighborhood_attention": (2, 5, 5), "window_attention": (2, 9, 9)}.get(name, (2, 36, 36))
+        bias = torch.zeros(shape)
+        wrong += [{"bias": other} for other in (bias.to("meta"), bias.bool(), bias.int(), bias[1:], bias.numpy())]
+    for arguments in wrong:
+        with use_backend(backend), pytest.raises(ValueError, match=r"expected|must agree"):
+            call(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_routes_of_any_integers(kind: torch.dtype, dtype: torch.dtype) -> None:
+    q, routes = torch.randn(1, 6, 6, 2, 8, dtype=dtype), torch.randint(0, 4, (1, 4, 2))
+    expected = zoo.kernels.routing_attention(q, q, q, routes, 3)
+    torch.testing.assert_close(zoo.kernels.routing_attention(q, q, q, routes.to(kind), 3), expected)

@@ -315,3 +315,14 @@ def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
     knot["self"] = knot
     with pytest.raises(zoo.CheckpointError):
         zoo.convert_checkpoint(knot, "nat_mini")
+
+
+def test_arrays_are_tensors() -> None:
+    """As `{key: value.numpy()}` keeps them, in any order of bytes."""
+    model = zoo.create_model("nat_mini", num_classes=3)
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    key = "stages.0.embed.convs.0.weight"
+    arrays[key] = arrays[key].astype(">f4")
+    for source in (arrays, {"state_dict": arrays}):
+        found = zoo.create_model("nat_mini", checkpoint=source, num_classes=3).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn.parameter import is_lazy
@@ -124,7 +125,8 @@ def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
     if not isinstance(content, Mapping):
         return None
     inner = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping) and value]
-    holding = [key for key in inner if _has_tensors(content[key])]
+    holding = [key for key in inner if _holds(content[key], torch.Tensor)]
+    holding = holding or [key for key in inner if _holds(content[key], np.ndarray)]
     raw, averaged = ([key for key in keys if key in holding] for keys in (RAW, AVERAGED))
     if raw and averaged:
         taken, other = (averaged[0], raw[0]) if use_ema else (raw[0], averaged[0])
@@ -139,12 +141,12 @@ def _wrapper(content: Any, source: str, use_ema: bool) -> str | None:
     return holding[0] if holding else None
 
 
-def _has_tensors(content: Any) -> bool:
-    """Whether names map to tensors; an optimiser uses numbers as keys."""
+def _holds(content: Any, kind: type) -> bool:
+    """Whether names map to tensors or arrays; an optimiser uses numbers as keys."""
     pending, seen = [content], set()
     while pending:
         value = pending.pop()
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, kind):
             return True
         if isinstance(value, Mapping) and id(value) not in seen and all(isinstance(key, str) for key in value):
             seen.add(id(value))
@@ -168,6 +170,8 @@ def _root(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """A tensor without gradients and attributes set by the file, such as another `numel`; other values unchanged."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     return torch.Tensor.detach(value) if isinstance(value, torch.Tensor) and not is_lazy(value) else value
 
 
