@@ -57,6 +57,7 @@ class _TwiceDifferentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        """The gradients of `tensors`; `fast` and `plain` have none."""
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a gradient of this gradient
             return None, None, *differentiable(ctx.plain, grad, *tensors)
@@ -64,7 +65,7 @@ class _TwiceDifferentiable(torch.autograd.Function):
         out, leaves = ctx.graph or _graph(ctx.fast, tensors)
         ctx.graph = None
         wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grad))
+        found = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True))  # an empty batch uses no bias
         return None, None, *(next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves)
 
 
@@ -83,5 +84,5 @@ def differentiable(
     """Gradients of `reference(*tensors)` that can be differentiated again; None for tensors that need none."""
     wanted = [t for t in tensors if t is not None and t.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
-        found = iter(torch.autograd.grad(reference(*tensors), wanted, grad, create_graph=True))
+        found = iter(torch.autograd.grad(reference(*tensors), wanted, grad, create_graph=True, materialize_grads=True))
     return [next(found) if t is not None and t.requires_grad else None for t in tensors]

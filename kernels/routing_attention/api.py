@@ -79,7 +79,7 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: int | tuple[int, int
     """
     check_qkv(q, k, k)
     if not isinstance(topk, (int, torch.SymInt)) or topk < 1:
-        raise ValueError(f"topk is {topk}, expected an integer of at least 1")
+        raise ValueError(f"topk is {topk}, expected at least 1, an integer")
     return reference.region_routes(q, k, as_pair(region, "region", LARGEST), topk)
 
 
