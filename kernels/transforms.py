@@ -64,9 +64,7 @@ class _TwiceDifferentiable(torch.autograd.Function):
         # A second pass, with retain_graph=True, builds it anew: kept, it would outlive what autograd frees.
         out, leaves = ctx.graph or _graph(ctx.fast, tensors)
         ctx.graph = None
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True))  # an empty batch uses no bias
-        return None, None, *(next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves)
+        return None, None, *_gradients(out, grad, leaves)
 
 
 def _graph(
@@ -82,7 +80,14 @@ def differentiable(
     reference: Callable[..., torch.Tensor], grad: torch.Tensor, *tensors: torch.Tensor | None
 ) -> list[torch.Tensor | None]:
     """Gradients of `reference(*tensors)` that can be differentiated again; None for tensors that need none."""
-    wanted = [t for t in tensors if t is not None and t.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
-        found = iter(torch.autograd.grad(reference(*tensors), wanted, grad, create_graph=True, materialize_grads=True))
+        return _gradients(reference(*tensors), grad, tensors, create_graph=True)
+
+
+def _gradients(
+    out: torch.Tensor, grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], create_graph: bool = False
+) -> list[torch.Tensor | None]:
+    wanted = [t for t in tensors if t is not None and t.requires_grad]
+    # An empty batch uses no bias, whose gradient is then zero.
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph, materialize_grads=True))
     return [next(found) if t is not None and t.requires_grad else None for t in tensors]
