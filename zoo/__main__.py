@@ -1,5 +1,21 @@
-"""`python -m zoo` is the `zoo` command."""
+"""The `zoo` command, also as `python -m zoo`."""
 
-from zoo.cli.main import app
+from __future__ import annotations
 
-app()
+import signal
+import sys
+
+
+def main() -> None:
+    """Run a command; Ctrl-C and SIGTERM end it alike, at any moment."""
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        from zoo.cli.main import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

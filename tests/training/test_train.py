@@ -24,7 +24,7 @@ from zoo.training.recipe import Recipe, load_recipe
 
 Maker = Callable[..., Recipe]
 OUTPUTS = {
-    "run.yaml", "best.safetensors", "last.safetensors", "state", "tensorboard", "history.csv", "summary.json",
+    ".lock", "run.yaml", "best.safetensors", "last.safetensors", "state", "tensorboard", "history.csv", "summary.json",
     "curves.png", "confusion.png", "predictions.png",
 }  # fmt: skip
 

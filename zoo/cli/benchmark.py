@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from zoo.cli.output import console, reported
+from zoo.cli.output import check_output, show
 from zoo.errors import ConfigError
+from zoo.files import write_text
 
 PRECISIONS: dict[str, str | None] = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -28,29 +29,30 @@ def benchmark(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
 ) -> None:
     """Images per second of models on the GPU, or on the CPU where there is none."""
-    with reported():
-        import torch
+    import torch
 
-        from zoo import create_model
-        from zoo.models.load import backbone_of
-        from zoo.vision import measure_speed
+    from zoo import create_model
+    from zoo.models.load import backbone_of
+    from zoo.vision import measure_speed
 
-        if amp not in PRECISIONS:
-            raise ConfigError(f"--amp is {amp!r}, expected one of {', '.join(PRECISIONS)}")
-        name_of_type = PRECISIONS[amp]
-        precision = getattr(torch, name_of_type) if name_of_type else None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        table = Table("model", "size", "images/s", "training images/s", "GiB", title=f"{device}, batch {batch_size}")
-        rows = []
-        for name in models:
-            model = create_model(name).to(device)
-            size = (img_size, img_size) if img_size else backbone_of(model).config.img_size
-            if compile:
-                model.compile()
-            found = measure_speed(model, batch_size, size, train, precision)
-            rows.append({"model": name, "device": device, "amp": amp, "compiled": compile, **asdict(found)})
-            cells = (found.forward, found.training, found.gigabytes)
-            table.add_row(name, f"{size[0]} x {size[1]}", *("" if n is None else f"{n:.4g}" for n in cells))
-        console.print(table)
-        if output:
-            output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if amp not in PRECISIONS:
+        raise ConfigError(f"--amp is {amp!r}, expected one of {', '.join(PRECISIONS)}")
+    if output:
+        check_output(output)
+    name_of_type = PRECISIONS[amp]
+    precision = getattr(torch, name_of_type) if name_of_type else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = Table("model", "size", "images/s", "training images/s", "GiB", title=f"{device}, batch {batch_size}")
+    rows = []
+    for name in models:
+        model = create_model(name).to(device)
+        size = (img_size, img_size) if img_size else backbone_of(model).config.img_size
+        if compile:
+            model.compile()
+        found = measure_speed(model, batch_size, size, train, precision)
+        rows.append({"model": name, "device": device, "amp": amp, "compiled": compile, **asdict(found)})
+        cells = (found.forward, found.training, found.gigabytes)
+        table.add_row(name, f"{size[0]} x {size[1]}", *("" if n is None else f"{n:.4g}" for n in cells))
+    show(table)
+    if output:
+        write_text(output, json.dumps(rows, indent=2) + "\n")

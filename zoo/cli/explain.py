@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from zoo.cli.output import console, reported
+from zoo.cli.output import PICTURES, check_output, say, show
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,26 +50,26 @@ def explain(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")] = False,
 ) -> None:
     """Draw what one pixel attends to, layer by layer, or explain the model by another method."""
-    with reported():
-        _check_options(method, {"--point": point, "--layer": layer, "--head": head, "--label": label})
-        import torch
+    _check_options(method, {"--point": point, "--layer": layer, "--head": head, "--label": label})
+    check_output(output, PICTURES)
+    import torch
 
-        from zoo import create_model
-        from zoo.vision import is_trained, read_image
-        from zoo.vision.images import reduced
+    from zoo import create_model
+    from zoo.vision import is_trained, read_image
+    from zoo.vision.images import reduced
 
-        whole = read_image(image)
-        picture = reduced(whole, size)
-        place = None if point is None else _pixel(point, whole.size, picture.size)
-        torch.manual_seed(0)
-        network = create_model(model, pretrained, checkpoint=checkpoint).eval()
-        trained = is_trained(model, pretrained, checkpoint)
-        title = model if trained else f"{model}, untrained weights"
-        path = _draw(method, network, picture, place, layer, head, label, output, title)
+    whole = read_image(image)
+    picture = reduced(whole, size)
+    place = None if point is None else _pixel(point, whole.size, picture.size)
+    torch.manual_seed(0)
+    network = create_model(model, pretrained, checkpoint=checkpoint).eval()
+    trained = is_trained(model, pretrained, checkpoint)
+    title = model if trained else f"{model}, untrained weights"
+    path = _draw(method, network, picture, place, layer, head, label, output, title)
     if not trained:
-        console.print("The weights are random: the picture shows structure, not meaning. --pretrained downloads "
+        say("The weights are random: the picture shows structure, not meaning. --pretrained downloads "
                       "trained ones.")  # fmt: skip
-    console.print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 def _check_options(method: Method, given: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ def _print(found: Explanation) -> None:
     for layer in found.layers:
         for part in layer.parts:
             table.add_row(layer.name, layer.mixer, *_row(part))
-    console.print(table)
+    show(table)
 
 
 def _row(part: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from zoo.cli.output import console, reported
+from zoo.cli.output import AllowNan, check_output, say, show
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,23 +27,27 @@ def export(
         Path | None, typer.Option("--checkpoint", "-c", help="Weights in any published form.")
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")] = False,
-    num_classes: Annotated[int | None, typer.Option(help="Width of the classifier.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Width of the classifier.")] = None,
+    allow_nan: AllowNan = False,
 ) -> None:
     """A model as a file for ONNX Runtime, torch.export.load or AOTInductor, compared with the model."""
-    with reported():
-        from zoo import create_model
-        from zoo.export import deployment
-        from zoo.export import export as write
-        from zoo.vision import is_trained
+    from zoo import create_model
+    from zoo.export import deployment
+    from zoo.export import export as write
+    from zoo.models.load import check_finite
+    from zoo.vision import is_trained
 
-        shape = _size(size)
-        built = create_model(
-            model, pretrained, checkpoint=checkpoint, features_only=features, num_classes=num_classes
-        ).eval()
-        exported = write(built, output, format, shape, not static)
-        console.print(_table(model, exported, deployment(built, exported)))
-        if not is_trained(model, pretrained, checkpoint):
-            console.print("The weights are random; --pretrained downloads trained ones.")
+    shape = _size(size)
+    check_output(output)
+    built = create_model(
+        model, pretrained, checkpoint=checkpoint, features_only=features, num_classes=num_classes
+    ).eval()
+    if not allow_nan:
+        check_finite(built)
+    exported = write(built, output, format, shape, not static)
+    show(_table(model, exported, deployment(built, exported)))
+    if not is_trained(model, pretrained, checkpoint):
+        say("The weights are random; --pretrained downloads trained ones.")
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:

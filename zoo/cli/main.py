@@ -12,13 +12,15 @@ from rich import box
 from rich.table import Column, Table
 
 from zoo.cli import benchmark, explain, export, train, weights
-from zoo.cli.output import console, reported
+from zoo.cli.output import PICTURES, AllowNan, Commands, check_output, say, show
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.weights.manifest import Checkpoint
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML."
+)
 Model = Annotated[str, typer.Option("--model", "-m", help="A variant, FILE.yaml or FILE.yaml:VARIANT.")]
 CheckpointFile = Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Weights in any published form.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")]
@@ -34,17 +36,16 @@ def list_(
     from zoo.config.catalog import family_of, shipped
     from zoo.weights.manifest import checkpoints_of
 
-    with reported():
-        whole = [Column(header, no_wrap=True) for header in ("model", "licence", "weights")]
-        table = Table(whole[0], "params (M)", "GMACs", "size", "top-1 (%)", *whole[1:], box=box.SIMPLE, pad_edge=False)
-        for name in fnmatch.filter(shipped(), pattern):
-            entries = sorted(checkpoints_of(name), key=lambda entry: not entry.by_machine)
-            if family not in (None, family_of(name)) or (pretrained and not any(e.by_machine for e in entries)):
-                continue
-            table.add_row(name, *(_published(entries[0]) if entries else ("-",) * 6))
-        if not table.row_count:
-            raise ConfigError(f"no model matches {pattern!r}; `zoo list` shows all {len(shipped())}")
-    console.print(table)
+    whole = [Column(header, no_wrap=True) for header in ("model", "licence", "weights")]
+    table = Table(whole[0], "params (M)", "GMACs", "size", "top-1 (%)", *whole[1:], box=box.SIMPLE, pad_edge=False)
+    for name in fnmatch.filter(shipped(), pattern):
+        entries = sorted(checkpoints_of(name), key=lambda entry: not entry.by_machine)
+        if family not in (None, family_of(name)) or (pretrained and not any(e.by_machine for e in entries)):
+            continue
+        table.add_row(name, *(_published(entries[0]) if entries else ("-",) * 6))
+    if not table.row_count:
+        raise ConfigError(f"no model matches {pattern!r}; `zoo list` shows all {len(shipped())}")
+    show(table)
 
 
 def _published(entry: Checkpoint) -> tuple[str, ...]:
@@ -60,10 +61,9 @@ def info(
     size: Annotated[int | None, typer.Option(help="Side of a square image for the GMACs, in pixels.")] = None,
 ) -> None:
     """Show the facts about a model: size, cost, accuracy, licences, sources of its weights."""
-    with reported():
-        from zoo import model_info
+    from zoo import model_info
 
-        facts = model_info(model, size)
+    facts = model_info(model, size)
     table = Table(show_header=False, title=facts.name)
     table.add_row("family", facts.family)
     table.add_row("parameters", f"{facts.params / 1e6:.2f} M")
@@ -81,7 +81,7 @@ def info(
         table.add_row("weights", f"{entry.id}: {entry.data}; {place}")
     for source in facts.sources:
         table.add_row("source", source)
-    console.print(table)
+    show(table)
 
 
 @app.command()
@@ -91,38 +91,41 @@ def predict(
     checkpoint: CheckpointFile = None,
     pretrained: Pretrained = False,
     topk: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 5,
+    allow_nan: AllowNan = False,
 ) -> None:
     """Predict labels of pictures: ImageNet's, or those of a checkpoint of `zoo train`.
 
     All pictures in a folder and its subfolders are read, sorted by folder and name; hidden ones are skipped. The exit
     status is 0 if all could be read; otherwise it is 1, after the labels of the others.
     """
-    with reported():
-        from zoo.models.load import backbone_of
-        from zoo.vision import load_classifier, predict, read_image
-        from zoo.vision.images import ImageError
+    from zoo.models.load import backbone_of, check_finite
+    from zoo.vision import load_classifier, predict, read_image
+    from zoo.vision.images import ImageError
 
-        classifier = load_classifier(model, checkpoint, pretrained)
-        channels = backbone_of(classifier).in_chans
-        table = Table("picture", "label", "probability", title=model or str(checkpoint or ""), show_lines=topk > 1)
-        unread = []
-        for name, path in _pictures(images, channels):
-            try:
-                found = predict(classifier, [read_image(path, channels)], topk)[0]
-            except ImageError as error:
-                unread.append(str(error))
-                continue
-            labels, shares = [guess.label for guess in found], [f"{guess.probability:.1%}" for guess in found]
-            table.add_row(name, "\n".join(labels), "\n".join(shares))
-        if table.row_count:
-            console.print(table)
-        if unread:
-            raise ImageError("\n".join(unread))
+    classifier = load_classifier(model, checkpoint, pretrained)
+    if not allow_nan:
+        check_finite(classifier)
+    channels = backbone_of(classifier).in_chans
+    table = Table("picture", "label", "probability", title=model or str(checkpoint or ""), show_lines=topk > 1)
+    unread = []
+    for name, path in _pictures(images, channels):
+        try:
+            found = predict(classifier, [read_image(path, channels)], topk)[0]
+        except ImageError as error:
+            unread.append(str(error))
+            continue
+        labels, shares = [guess.label for guess in found], [f"{guess.probability:.1%}" for guess in found]
+        table.add_row(name, "\n".join(labels), "\n".join(shares))
+    if table.row_count:
+        show(table)
+    if unread:
+        raise ImageError("\n".join(unread))
 
 
 def _pictures(given: Sequence[Path], channels: int) -> list[tuple[str, Path]]:
     """Names for the table, with their files: the given files, and those in the given folders by relative path."""
-    from zoo.vision.folders import extensions, files_below, printable
+    from zoo.text import printable
+    from zoo.vision.folders import extensions, files_below
 
     found = []
     for path in given:
@@ -134,7 +137,7 @@ def _pictures(given: Sequence[Path], channels: int) -> list[tuple[str, Path]]:
         if not pictures:
             raise ConfigError(f"{path}: holds no pictures, which are looked for as {', '.join(extensions(channels))}")
         if others := len(files) - len(pictures):
-            console.print(f"{path}: {others} other file{'s' * (others > 1)}, not named as pictures, passed over")
+            say(f"{path}: {others} other file{'s' * (others > 1)}, not named as pictures, passed over")
         found += [(printable(str(file.relative_to(path))), file) for file in pictures]
     return found
 
@@ -149,27 +152,25 @@ def features(
     longest: Annotated[int, typer.Option(min=32, help="Longer side the picture is reduced to, in pixels.")] = 640,
 ) -> None:
     """Draw the feature pyramid: the principal components of each level as colours."""
-    with reported():
-        import torch
+    check_output(output, PICTURES)
+    import torch
 
-        from zoo import create_model
-        from zoo.vision import extract, is_trained, read_image, save_picture
+    from zoo import create_model
+    from zoo.vision import extract, is_trained, read_image, save_picture
 
-        picture = read_image(image)
-        torch.manual_seed(0)
-        backbone = create_model(model, pretrained, checkpoint=checkpoint, features_only=True).eval()
-        pyramid = extract(backbone, picture, longest)
-        trained = is_trained(model, pretrained, checkpoint)
-        path = save_picture(pyramid, output, model if trained else f"{model}, untrained weights")
+    picture = read_image(image)
+    torch.manual_seed(0)
+    backbone = create_model(model, pretrained, checkpoint=checkpoint, features_only=True).eval()
+    pyramid = extract(backbone, picture, longest)
+    trained = is_trained(model, pretrained, checkpoint)
+    path = save_picture(pyramid, output, model if trained else f"{model}, untrained weights")
     table = Table("stride", "channels", "height", "width", title=f"{model} on {image.name}")
     for stride, level in zip(pyramid.strides, pyramid.maps, strict=True):
         table.add_row(str(stride), *(str(n) for n in level.shape))
-    console.print(table)
+    show(table)
     if not trained:
-        console.print(
-            "The weights are random: the maps show structure, not meaning. --pretrained downloads trained ones."
-        )
-    console.print(f"wrote {path}")
+        say("The weights are random: the maps show structure, not meaning. --pretrained downloads trained ones.")
+    say(f"wrote {path}")
 
 
 app.command()(benchmark.benchmark)

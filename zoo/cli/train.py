@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.cli.output import console, reported
+from zoo.cli.output import INTERRUPTED, check_output, say, show, unbroken
 from zoo.errors import ConfigError
+from zoo.files import write_text
 
-STOPPED = 130
-"""The exit status after Ctrl-C."""
 MOST_CLASSES = 100
 """In a table."""
 
@@ -48,19 +47,18 @@ def train(
     settings: Settings = None,
 ) -> None:
     """Train a model by a recipe; the run writes everything to --output."""
-    with reported():
-        given: dict[str, Any] = {
-            "model": model,
-            "data": data,
-            "checkpoint": checkpoint,
-            "pretrained": pretrained,
-            "classes": classes,
-        }
-        given |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "img_size": img_size, "workers": workers}
-        given |= {"amp": amp, "compile": compile, "seed": seed}
-        summary = _train(recipe, output, resume, {k: v for k, v in given.items() if v is not None}, settings or [])
+    given: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "checkpoint": checkpoint,
+        "pretrained": pretrained,
+        "classes": classes,
+    }
+    given |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "img_size": img_size, "workers": workers}
+    given |= {"amp": amp, "compile": compile, "seed": seed}
+    summary = _train(recipe, output, resume, {k: v for k, v in given.items() if v is not None}, settings or [])
     if summary is None:
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def validate(
@@ -78,35 +76,35 @@ def validate(
     output: Annotated[Path | None, Option("--output", "-o", help="JSON to write.")] = None,
 ) -> None:
     """Top-1, top-5, loss, calibration and accuracy per class; exact with any number of processes."""
-    with reported():
-        from zoo.training.needs import needs
+    from zoo.training.needs import needs
 
-        needs("accelerate", "accelerate")
-        from zoo.training.validate import Validation, validate
+    needs("accelerate", "accelerate")
+    from zoo.training.validate import Validation, validate
 
-        report = output.with_suffix(".images.csv") if output else None
-        task = Validation(data, split, classes, batch_size, workers, amp, tta, real, report)
-        found = validate(task, model, checkpoint, pretrained)
-        if not _leave():
-            return
-        if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if output:
+        check_output(output)
+    report = output.with_suffix(".images.csv") if output else None
+    task = Validation(data, split, classes, batch_size, workers, amp, tta, real, report)
+    found = validate(task, model, checkpoint, pretrained)
+    if not _leave():
+        return
+    if output:
+        write_text(output, json.dumps(found, indent=2) + "\n")
     per_class = found.pop("per_class")
     if len(per_class) <= MOST_CLASSES:
         table = Table("class", "top-1 (%)", title=data)
         for name, value in per_class.items():
             table.add_row(name, f"{value:.2f}")
-        console.print(table)
+        show(table)
     elif not output:
-        console.print(f"accuracy for each of the {len(per_class)} classes: pass --output FILE.json")
+        say(f"accuracy for each of the {len(per_class)} classes: pass --output FILE.json")
     table = Table(show_header=False)
     for key, value in found.items():
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console.print(table)
+    show(table)
     if found["unreadable_images"]:
         where = f"they are listed in {report}" if report else "pass --output FILE.json for their names"
-        console.print(f"some images cannot be read: {where}", highlight=False)
+        say(f"some images cannot be read: {where}")
 
 
 def _leave() -> bool:
@@ -137,10 +135,11 @@ def _train(
     from zoo.training.engine import Interrupted, train
 
     try:
-        summary = train(recipe, folder, resume == "auto", lambda text: console.print(text, highlight=False))
+        with unbroken():
+            summary = train(recipe, folder, resume == "auto", say)
     except Interrupted as stopped:
         summary = None
-        console.print(str(stopped), highlight=False)
+        say(str(stopped))
     if _leave() and summary:
         _print_summary(summary, folder)
     return summary
@@ -156,4 +155,4 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     if summary["unreadable_images"]:
         table.add_row("unreadable images", f"{summary['unreadable_images']}, listed in {folder / 'images.csv'}")
     table.add_row("checkpoint", str(folder / "best.safetensors"))
-    console.print(table)
+    show(table)

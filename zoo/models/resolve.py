@@ -16,6 +16,7 @@ from zoo.config.catalog import file_of, load_config
 from zoo.config.model import ModelConfig
 from zoo.errors import CheckpointError
 from zoo.models import stored
+from zoo.models.described import check_counts
 from zoo.models.limits import on_meta
 from zoo.models.load import may_lack
 from zoo.models.published import published_tensors
@@ -81,7 +82,7 @@ def resolve(
         ConfigError: for an unknown name or key, or parts that do not fit together.
         CheckpointError: if weights cannot be obtained or read, or do not fit.
     """
-    overrides, described, entry, found = dict(overrides or {}), {}, None, None
+    overrides, described, entry, found, place = dict(overrides or {}), {}, None, None, name
     settings = {key: value for key, value in settings.items() if value is not None}
     if checkpoint is not None:
         if pretrained or stored.is_stored(name):
@@ -104,6 +105,7 @@ def resolve(
         return Resolved(config, settings)
     spare = _spare(config, levels)
     fitted = _fitted(config, found, may_lack(spare, dense), settings, copied=isinstance(checkpoint, Mapping))
+    check_counts(described, fitted.classes, fitted.channels, place)
     return replace(fitted, described=described, entry=entry)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from zoo.config.catalog import shipped
+from zoo.config.catalog import is_file, shipped
 from zoo.errors import CheckpointError, shorten
+from zoo.models.described import check_description, check_overrides
 from zoo.models.variants import BACKBONE_ARGUMENTS, PREFIX
 from zoo.weights.files import read_checkpoint
 from zoo.weights.store import hub_file
@@ -20,7 +21,6 @@ HUB, FOLDER, TRAINED = "hf-hub:", "local-dir:", ".safetensors"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CODE = ("auto_map", "custom_pipelines", "custom_load", "trust_remote_code")
 """Keys by which a configuration requests custom code."""
-DESCRIBED = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "label_names", "label_descriptions")
 LARGEST_CONFIG = 2**22
 """Bytes."""
 
@@ -65,13 +65,12 @@ def read(name: str) -> Stored:
     variant = str(architecture).removeprefix(PREFIX)
     if architecture != PREFIX + variant or variant not in shipped():
         raise CheckpointError(f"{name}: its architecture is {shorten(architecture)}, expected {PREFIX} and a variant")
-    described = _mapping(config, "pretrained_cfg", name)
-    arguments = _mapping(config, "model_args", name)
+    arguments = check_overrides(config.get("model_args", {}), name)
     return Stored(
         variant,
         read_checkpoint(_file(name, *WEIGHTS)),
         {key: value for key, value in arguments.items() if key not in BACKBONE_ARGUMENTS},
-        {key: described[key] for key in DESCRIBED if key in described},
+        check_description(config.get("pretrained_cfg", {}), name),
     )
 
 
@@ -86,14 +85,27 @@ def _read_trained(path: Path) -> Stored:
     if not describes_itself(path):
         raise CheckpointError(f"{path}: does not say which model it is of, as those of `zoo train` do; name the model")
     tensors, about = read_verified(path)
-    model = about["model"]
-    if model not in shipped():
-        model = str(path.parent / model)
     try:
         overrides, described = json.loads(about["overrides"]), json.loads(about["described"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: what it says of its model cannot be read ({error})") from error
-    return Stored(model, tensors, overrides, {key: described[key] for key in DESCRIBED if key in described})
+    return Stored(
+        _beside(path, about["model"]),
+        tensors,
+        check_overrides(overrides, str(path)),
+        check_description(described, str(path)),
+    )
+
+
+def _beside(path: Path, model: str) -> str:
+    """The name of a shipped model, or the place of a configuration in the folder of its checkpoint."""
+    if model in shipped():
+        return model
+    if not is_file(model) or Path(model).name != model or "\\" in model:
+        raise CheckpointError(
+            f"{path}: says that its model is {shorten(model)}, expected a shipped one or a YAML file beside it"
+        )
+    return str(path.parent / model)
 
 
 def _file(name: str, *candidates: str) -> Path:
@@ -124,10 +136,3 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
                 f"{name}: config.json asks for code of its own ({', '.join(asked)}), which is refused"
             )
     return config
-
-
-def _mapping(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
-    value = config.get(key, {})
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{name}: {key} in config.json is {shorten(value)}, expected a mapping")
-    return value

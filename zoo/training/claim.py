@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from zoo.errors import ConfigError
 from zoo.training.recipe import Recipe, differences, load_recipe
 
-RECIPE = "run.yaml"
+RECIPE, BEST, LAST = "run.yaml", "best.safetensors", "last.safetensors"
 LOCK = ".lock"
 PATIENCE = 10.0
 """Seconds for which the reader processes of a killed run may survive it."""
@@ -49,8 +49,7 @@ def claimed(output: Path, main: bool) -> Iterator[None]:
         yield
     finally:
         if held:
-            (output / LOCK).unlink(missing_ok=True)
-            lock.release()
+            lock.release()  # the file stays: another process may be waiting for it
 
 
 def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:
@@ -60,13 +59,20 @@ def check_claim(recipe: Recipe, output: Path, resume: bool) -> None:
         ConfigError: if not.
     """
     path = output / RECIPE
+    states = list((output / "state").glob("step-*.safetensors"))
+    results = [name for name in ("history.csv", BEST, LAST) if (output / name).exists()]
     if not path.exists():
+        if held := [*results, *(["state"] if states else [])]:
+            raise ConfigError(
+                f"{output}: holds {', '.join(held)} of a run whose {RECIPE} is gone; put it back to go on with that "
+                "run, or pass another --output"
+            )
         return
     if not resume:
         raise ConfigError(f"{output}: holds a run; pass --resume auto to go on with it, or another --output")
     if changed := differences(load_recipe(path), recipe):
         raise ConfigError(f"{output}: holds a run of another recipe: {'; '.join(changed)}")
-    if (output / "history.csv").exists() and not list((output / "state").glob("step-*.safetensors")):
+    if results and not states:
         raise ConfigError(
             f"{output}: holds a run whose states, {output / 'state'}, are gone, so that it cannot go on, and its "
             "checkpoints are kept; start from them with --checkpoint and another --output"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
 from zoo.files import write_text
-from zoo.training.claim import RECIPE, check_claim, claimed
+from zoo.training.claim import BEST, LAST, RECIPE, check_claim, claimed
 from zoo.training.data.augmentation import left_out
 from zoo.training.data.loading import NO_IMAGE, Batch
 from zoo.training.evaluate import evaluate
-from zoo.training.interrupt import Interrupt
+from zoo.training.interrupt import Interrupt, any_of
 from zoo.training.metrics import Metrics
 from zoo.training.monitor import Monitor
 from zoo.training.problems import Problems
@@ -28,7 +28,6 @@ from zoo.training.setup import Parts, assemble
 from zoo.training.state import Progress, load_state, save_state, save_weights
 from zoo.training.step import Stepper
 
-BEST, LAST = "best.safetensors", "last.safetensors"
 MOST_SKIPPED = 3
 """The number of consecutive steps without a finite loss."""
 _GO_ON, _STOP, _TOO_BAD = 0, 1, 2
@@ -143,8 +142,17 @@ class Run:
         if order.start == 0:
             self.progress.loss_sum, self.progress.loss_count = 0.0, 0
         self.mark = time.perf_counter()
-        for batch in self.parts.train_loader:
+        for batch in self._read(self.parts.train_loader):
             self._step(batch)
+
+    def _read(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of a loader, whose processes may have heard before this one that the run is to stop."""
+        try:
+            yield from loader
+        except RuntimeError:
+            if not self.interrupt.asked or self.parts.accelerator.num_processes > 1:
+                raise
+            self._stop()
 
     def _step(self, batch: Batch) -> None:
         parts, progress = self.parts, self.progress
@@ -165,10 +173,14 @@ class Run:
             self.problems.gather()
             self.problems.check()
         if outcome.flag == _STOP:
-            self._save_state()
-            raise Interrupted(f"stopped at step {progress.step}, saved in {self.output}; go on with --resume auto")
+            self._stop()
         if self.recipe.save_steps and progress.step % self.recipe.save_steps == 0:
             self._save_state()
+
+    def _stop(self) -> NoReturn:
+        """End the run on request, with its state saved."""
+        self._save_state()
+        raise Interrupted(f"stopped at step {self.progress.step}, saved in {self.output}; go on with --resume auto")
 
     def _judge(self, loss: float, norm: float, taken: bool) -> None:
         """Record the loss of a step, or count it as skipped."""
@@ -192,13 +204,21 @@ class Run:
         if parts.accelerator.num_processes > 1:
             for module in {parts.backbone, model}:
                 distribute_bn(module, parts.accelerator.num_processes, reduce=True)
-        metrics, notes = evaluate(model, parts.validation_loader, len(parts.train.classes), parts.accelerator)
+        self._save_state()  # a validation may take long
+        metrics, notes = evaluate(model, self._to_validate(), len(parts.train.classes), parts.accelerator)
         self.problems.add(notes)
         self.problems.gather()
         self.problems.check()
         if not metrics.result()["images"]:
             self.problems.none_readable(f"{self.recipe.data}: none of the validation images can be read")
         return metrics
+
+    def _to_validate(self) -> Iterator[Batch]:
+        """The batches of a validation, until any process is asked to stop: everything is saved by then."""
+        for batch in self._read(self.parts.validation_loader):
+            if any_of(self.interrupt.asked, self.parts.accelerator):
+                self._stop()
+            yield batch
 
     def _close_epoch(self, metrics: Metrics) -> None:
         """Write a row of the history and the checkpoints."""
@@ -226,4 +246,4 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Write the report on the best saved checkpoint."""
-        return write_report(self.parts, self.progress, self.output, self.output / BEST, self.problems)
+        return write_report(self.parts, self.progress, self.output / BEST, self._to_validate(), self.problems)

@@ -1,9 +1,15 @@
-"""Ctrl-C and SIGTERM as requests to stop, handled between two steps."""
+"""Ctrl-C and its like as requests to stop, handled between two steps."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""The last one comes from a terminal that is closed, but not to a process under nohup."""
 
 
 class Interrupt:
@@ -12,7 +18,9 @@ class Interrupt:
     asked = False
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        ignored = getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = SIGNALS[:2] if ignored else SIGNALS
+        self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -22,3 +30,12 @@ class Interrupt:
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[signal.Signals(number)])
+
+
+def any_of(asked: bool, accelerator: Accelerator) -> bool:
+    """Whether any process is asked; all of them call this at the same moment."""
+    if accelerator.num_processes == 1:
+        return asked
+    count = torch.tensor(float(asked), device=accelerator.device)
+    torch.distributed.all_reduce(count)
+    return count.item() > 0

@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 
 from zoo.errors import ConfigError
 from zoo.files import write_text
+from zoo.text import printable
 from zoo.training.data.loading import Note
-from zoo.vision.folders import printable
 
 
 class Problems:

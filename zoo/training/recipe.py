@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,6 +200,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What must be equal in two parts of one run."""
+    return json.dumps({key: value for key, value in vars(recipe).items() if key not in NEVER_REPEATED}, sort_keys=True)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

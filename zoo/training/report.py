@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from zoo.files import write_text
 from zoo.models.create import create_model
+from zoo.training.data.loading import Batch
 from zoo.training.data.splits import Split
 from zoo.training.evaluate import evaluate
 from zoo.training.metrics import Metrics
@@ -28,10 +30,13 @@ SAMPLES = 24
 FACTS = ("top1", "top5", "loss", "calibration_error")
 
 
-def write_report(parts: Parts, progress: Progress, output: Path, best: Path, problems: Problems) -> dict[str, Any]:
-    """Validate the best checkpoint as it was saved, and write summary, curves, confusion and samples."""
+def write_report(
+    parts: Parts, progress: Progress, best: Path, validation: Iterable[Batch], problems: Problems
+) -> dict[str, Any]:
+    """Validate the best checkpoint as it was saved, and write summary, curves, confusion and samples beside it."""
+    output = best.parent
     model = create_model(str(best)).to(parts.accelerator.device)
-    metrics, _ = evaluate(model, parts.validation_loader, len(parts.train.classes), parts.accelerator)
+    metrics, _ = evaluate(model, validation, len(parts.train.classes), parts.accelerator)
     summary = summarise(parts, progress, metrics, problems)
     if parts.accelerator.is_main_process:
         write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -44,6 +44,7 @@ class Parts:
     Attributes:
         model: the model, wrapped for several processes; `backbone` is the one inside.
         train, validation: the images, and loaders of them in the order of this process.
+        data: the `identity` of both splits.
         described: input transform and classes, in timm's terms.
         model_name: name of the model in checkpoints.
     """
@@ -58,6 +59,7 @@ class Parts:
     mixup: Mixup | None
     train: Split
     validation: Split
+    data: dict[str, Any]
     train_loader: DataLoader
     validation_loader: DataLoader
     described: dict[str, Any]
@@ -125,6 +127,7 @@ def assemble(recipe: Recipe, output: Path) -> Parts:
         _mixup(recipe, len(train.classes)),
         train,
         validation,
+        {"training": train.identity(), "validation": validation.identity()},
         train_loader,
         validation_loader,
         _describe(config, train.classes),

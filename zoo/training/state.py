@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from zoo.errors import CheckpointError
+from zoo.training.data.folders import some
+from zoo.training.recipe import fingerprint
 from zoo.training.setup import Parts
 from zoo.version import __version__
 from zoo.weights.verified import read_verified, write_verified
@@ -90,10 +92,11 @@ def save_state(parts: Parts, folder: Path, progress: Progress) -> None:
     if not parts.accelerator.is_main_process:
         return
     scaler = parts.accelerator.scaler.state_dict() if parts.accelerator.scaler else {}
-    about = {"progress": asdict(progress), "optimizer": numbers, "scaler": scaler, "data": _data(parts)}
+    about = {"progress": asdict(progress), "optimizer": numbers, "scaler": scaler, "data": parts.data}
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{progress.step:09d}.safetensors"
-    write_verified(path, tensors, {key: json.dumps(value) for key, value in about.items()})
+    written = {key: json.dumps(value) for key, value in about.items()}
+    write_verified(path, tensors, {**written, "recipe": fingerprint(parts.recipe)})
     for old in _states(folder)[KEPT:]:
         old.unlink(missing_ok=True)
 
@@ -111,9 +114,12 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
         except CheckpointError as error:
             damaged.append(str(error))
             continue
+        if about.get("recipe") != fingerprint(parts.recipe):
+            damaged.append(f"{path}: is a state of another run")
+            continue
         try:
             values = {key: json.loads(about[key]) for key in ("progress", "optimizer", "scaler", "data")}
-            _check_data(values["data"], _data(parts))
+            _check_data(values["data"], parts.data)
             _restore(parts, tensors, values)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run: {error}") from error
@@ -123,18 +129,26 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
     return None
 
 
-def _data(parts: Parts) -> dict[str, Any]:
-    """What must not change when a run is resumed: the classes and the number of images."""
-    return {"classes": list(parts.train.classes), "images": [len(parts.train), len(parts.validation)]}
-
-
 def _check_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if then["classes"] != now["classes"]:
-        changed = sorted(set(then["classes"]) ^ set(now["classes"])) or now["classes"]
-        raise ValueError(f"its classes were others, see {', '.join(changed[:8])}; start a run in another --output")
-    if then["images"] != now["images"]:
-        counts = " and ".join("{} training and {} validation images".format(*which["images"]) for which in (then, now))
-        raise ValueError(f"the data set has changed, {counts} now; start a run in another --output")
+    """Compare what `Split.identity` says of both splits."""
+    before, after = list(then["training"]), list(now["training"])
+    if before != after:
+        changed = sorted(set(before) ^ set(after)) or after
+        raise ValueError(f"its classes were others, see {some(changed)}; start a run in another --output")
+    changed = [f"{name} ({split})" for split in now for name in after if then[split][name] != now[split][name]]
+    if changed:
+        counts = " and ".join(
+            f"{_images(which['training'])} training and {_images(which['validation'])} validation images"
+            for which in (then, now)
+        )
+        raise ValueError(
+            f"the data set has changed, {counts} now; names, sizes or classes of images are others in {some(changed)}; "
+            "start a run in another --output"
+        )
+
+
+def _images(classes: Mapping[str, Any]) -> int:
+    return sum(count for count, _ in classes.values())
 
 
 def _states(folder: Path) -> list[Path]:

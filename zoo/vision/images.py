@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from zoo.models.load import backbone_of
+from zoo.text import printable
 from zoo.vision.arrays import from_array, from_picture, is_array
-from zoo.vision.folders import printable
 
 MOST_PIXELS = 2**27
 """The limit for one picture; anything larger is treated as a decompression bomb."""

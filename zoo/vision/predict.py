@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +21,7 @@ from zoo.models.variants import split_tag
 from zoo.vision.images import input_config
 
 DEFAULT = "davit_tiny"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ def load_classifier(
     """
     if name is None and checkpoint is not None and describes_itself(Path(checkpoint)):
         return create_model(str(checkpoint)).eval()
+    if name is None and checkpoint is not None:
+        _logger.warning(
+            "%s does not say which model it is of: %s is assumed, unless --model names it", checkpoint, DEFAULT
+        )
     name = name or DEFAULT
     if checkpoint is None and is_stored(name):
         return create_model(name).eval()

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from zoo.errors import CheckpointError, shorten
 from zoo.weights import unpickle
+from zoo.weights.mistaken import check_content
 from zoo.weights.verified import read_metadata, read_verified
 
 RAW = ("model", "state_dict", "model_state_dict")
@@ -25,6 +26,8 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64,
            torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # fmt: skip
 """Dtypes whose values keep their meaning wherever they are copied."""
+MOST_TENSORS = 20_000
+"""The largest variants have about 1,500."""
 _BESIDE = (bool, int, float, str, bytes, PathLike, type(None))
 _BESIDE_OF = ("numpy", "pathlib")
 _DEEPEST = 8
@@ -78,6 +81,7 @@ def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
+        check_content(path)
         content = _read_safetensors(path) if path.suffix == ".safetensors" else unpickle.load(path)
     except CheckpointError:
         raise
@@ -110,6 +114,8 @@ def find_in(content: Any, source: str = "checkpoint", use_ema: bool = True) -> F
     tensors = {key: _plain(value) for key, value in content.items() if not _is_beside(key, value)}
     if not tensors:
         raise CheckpointError(f"{source}: holds {shorten(list(content))}, expected parameter names and tensors")
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(f"{source}: holds {len(tensors)} tensors, more than a model and its averages can have")
     for key, value in tensors.items():
         _check(key, value, source)
     return Found(tensors if use_ema else _without_averages(tensors), ".".join(path))

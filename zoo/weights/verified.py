@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from zoo.errors import CheckpointError
 from zoo.files import written
+from zoo.weights.mistaken import check_content
 
 CHECKSUM = "sha256"
 
@@ -53,6 +54,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         CheckpointError: if it cannot be read.
     """
     try:
+        check_content(path)
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:

@@ -71,6 +71,10 @@ class ShardReader(Reader):
     def __len__(self) -> int:
         return len(self.names)
 
+    def identity(self, index: int) -> str:
+        """What tells an image from others without reading it: its name and its size."""
+        return f"{self.names[index]} {self.places[index][2]}"
+
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         name = self.names[index]
         return os.path.basename(name) if basename else f"{self.paths[self.places[index][0]]}/{name}"

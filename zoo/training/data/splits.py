@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from timm.data.readers.img_extensions import get_img_extensions, set_img_extensi
 from timm.data.readers.reader import Reader
 
 from zoo.errors import ConfigError
+from zoo.text import printable
 from zoo.training.data.classes import is_file_list, read_list
 from zoo.training.data.folders import FolderReader, TarReader, some
 from zoo.training.data.shards import ShardReader, is_webdataset, tar_files
 from zoo.training.needs import needs
 from zoo.training.recipe import Recipe
-from zoo.vision.folders import extensions, is_hidden, printable
+from zoo.vision.folders import extensions, is_hidden
 
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "test")
@@ -53,6 +55,15 @@ class Split:
         """Open the file of an image."""
         files: Any = self.reader  # timm's base class does not declare this common attribute
         return files[int(self.indices[position])][0]
+
+    def identity(self) -> dict[str, list[Any]]:
+        """For each class the number of its images and a checksum of their names and sizes, not of their content."""
+        identity: Any = getattr(self.reader, "identity", str)
+        digests = {target: hashlib.sha256() for target in range(len(self.classes))}
+        for index, target in zip(self.indices.tolist(), self.targets.tolist(), strict=True):
+            digests[target].update(f"{identity(index)}\n".encode("utf-8", "surrogateescape"))
+        counts = np.bincount(self.targets, minlength=len(self.classes)).tolist()
+        return {name: [counts[i], digests[i].hexdigest()[:16]] for i, name in enumerate(self.classes)}
 
     def take(self, kept: np.ndarray) -> Split:
         """The images for which `kept`, (N), is true."""
@@ -148,10 +159,19 @@ def _find(data: str, split: str | None, usual: Sequence[str]) -> str | None:
     root = Path(data)
     if not root.exists():
         raise ConfigError(f"{data}: there is no such folder or file")
+    if _is_the_system(root.resolve()):
+        raise ConfigError(
+            f"{data}: is the operating system's, expected a folder of images with a folder for each class"
+        )
     if split is not None and not (root / split).exists():
         there = [path.name for path in sorted(root.iterdir()) if not is_hidden(path.name)] if root.is_dir() else []
         raise ConfigError(f"{data}: has no split {split!r}; it has {some(there)}")
     return split or next((name for name in usual if (root / name).is_dir() or (root / f"{name}.tar").is_file()), None)
+
+
+def _is_the_system(root: Path) -> bool:
+    """Whether a folder is the root of a disk or of what a kernel shows as files, and has no end."""
+    return root == Path(root.anchor) or str(root) == "/dev" or root.parts[:2] in (("/", "proc"), ("/", "sys"))
 
 
 def _read(data: str, split: str | None, channels: int) -> Split:
