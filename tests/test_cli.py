@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 from matplotlib.cbook import get_sample_data
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import zoo
+from tests.training.conftest import TINY
 from zoo.cli.main import app
+from zoo.text import printable
+from zoo.training.recipe import load_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import fuzz_values
 
 PHOTO = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
 SMALL = "maxvit_rmlp_pico_rw_256"
@@ -163,3 +174,150 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["forward"] > row["training"] > 0
     assert "expected one of no, bf16, fp16" in run("benchmark", SMALL, "--amp", "half", fails=True)
     assert "did you mean" in run("benchmark", "davit_tinny", fails=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> fuzz_values.Place:
+    """A folder with a tiny trained checkpoint, pictures and files that are nothing."""
+    return fuzz_values.Place(tmp_path_factory.mktemp("place"))
+
+
+COMMANDS = {
+    "list": ("", "resnet*"),
+    "info": ("davit_tiny", "davit_tinyy"),
+    "predict": ("{red} -c {trained} --topk 1", "{text} -c {trained}"),
+    "features": ("{red} -m {trained} -o {new}.png", "{red} -m {trained} -o {new}.txt"),
+    "explain": ("{red} -m {trained} -o {new}.png --size 32", "{red} -m {trained} --layer none -o {new}.png"),
+    "export": ("{trained} --static --format torch-export -o {new}.pt2", "{trained} --format tflite -o {new}.pt2"),
+    "benchmark": ("{trained} -b 1 --img-size 16", "{trained} --amp half"),
+    "train": ("{recipe} -o {new}", "{recipe} --set lr=fast -o {new}"),
+    "validate": ("--data {images} -c {trained} --workers 0", "--data {folder} -c {trained}"),
+    "weights list": ("davit_*", "resnet*"),
+    "weights fetch": (None, "davit_tiny.official_in1k"),
+    "weights verify": ("davit_*", "resnet*"),
+    "weights convert": ("{small} {new}.safetensors -m " + SMALL, "{junk} {new}.safetensors -m " + SMALL),
+    "weights diff": ("{small} {small}", "{small} {junk}"),
+    "weights import": (None, "{folder}"),
+    "weights publish": (SMALL + " local-dir:{new} -c {small}", SMALL + " somewhere -c {small}"),
+}
+"""Arguments that succeed, unless another test has them, and arguments that do not."""
+
+
+def test_every_command_has_its_exit_codes_here() -> None:
+    def names(group: Any, before: str = "") -> set[str]:
+        found = set()
+        for name, command in group.commands.items():
+            found |= names(command, f"{name} ") if hasattr(command, "commands") else {before + name}
+        return found
+
+    assert names(typer.main.get_command(app)) == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_exit_codes(
+    command: str, place: fuzz_values.Place, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.vision.speed.SECONDS", 0.01)
+    monkeypatch.setenv("ZOO_HOME", str(tmp_path / "home"))
+    recipe = {**TINY, "data": str(place.images), "epochs": 1, "batch_size": 8, "workers": 0}
+    (tmp_path / "recipe.yaml").write_text(load_recipe("digits", recipe).to_yaml())
+    files = {"red": "red.png", "text": "text.txt", "junk": "junk.pth", "trained": "trained.safetensors"}
+    files = {key: place.root / name for key, name in {**files, "images": "images", "folder": "folder"}.items()}
+    files |= {"small": Path(checkpoint), "recipe": tmp_path / "recipe.yaml", "new": tmp_path / "new"}
+
+    def status(arguments: str) -> int:
+        done = CliRunner().invoke(app, command.split() + arguments.format(**files).split())
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+        assert not {"Traceback", "fault of zoo"} & set(done.output.split("\n")), done.output
+        return done.exit_code
+
+    right, wrong = COMMANDS[command]
+    assert right is None or status(right) == 0
+    assert status(wrong) == 1
+    assert status("--no-such-option") == 2
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.cli.output.TyperGroup.invoke", stopped)
+    assert status("") == 130
+
+
+def test_an_error_that_nobody_expected_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("why?")
+
+    monkeypatch.setattr("zoo.cli.output.TyperGroup.invoke", broken)
+    text = run("list", fails=True)
+    assert "AssertionError: why?" in text
+    assert "report" in text
+    monkeypatch.setenv("ZOO_TRACEBACK", "1")
+    assert isinstance(CliRunner().invoke(app, ["list"]).exception, AssertionError)
+
+
+def zoo_process(arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    command = f"{shlex.quote(sys.executable)} -m zoo {arguments}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_written() -> None:
+    full = zoo_process("list > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr == "error: [Errno 28] No space left on device\n"
+    assert zoo_process("list >&-").returncode == 0
+    cut = zoo_process("list | head -1")
+    assert cut.returncode == 0
+    assert not cut.stderr
+
+
+def test_tables_are_as_wide_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe nothing is cut or wrapped; in a narrow terminal no word is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = CliRunner().invoke(app, ["list"]).output.splitlines()
+    assert all(any(line.split()[:1] == [name] and line.split()[-1:] for line in lines) for name in zoo.list_models())
+    assert len({len(line) for line in lines}) == 1
+    narrow = CliRunner().invoke(app, ["list", "davit_*"], env={"COLUMNS": "30"}).output
+    for word in ("davit_small", "49.7", "Apache-2.0", "weights", "84.2"):
+        assert word in narrow
+
+
+def test_control_characters_of_names_stay_out_of_the_terminal(tmp_path: Path) -> None:
+    name = "\x1b[31mred\a\u202e\u0085.png"
+    (tmp_path / name).write_text("no picture")
+    for arguments in (["predict", str(tmp_path), "-c", "none.pth", "-m", SMALL], ["info", name], ["features", name]):
+        text = run(*arguments, fails=True)
+        assert not {"\x1b", "\a", "\u202e", "\u0085"} & set(text)
+    assert printable(name) == "\\x1b[31mred\\x07\\u202e\\x85.png"
+    assert printable("caf\xe9 \u3000 \U0001f431") == "caf\xe9 \u3000 \U0001f431"
+
+
+@pytest.mark.parametrize("command", ["features", "explain", "export", "benchmark", "validate", "weights convert"])
+def test_where_a_command_writes_is_checked_before_it_works(
+    command: str, place: fuzz_values.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.models.create.resolve", lambda *_, **__: pytest.fail("it has begun"))
+    given = {"validate": f"--data {place.images} -c {place.trained}", "weights convert": str(place.trained)}
+    given |= {"features": str(place.root / "red.png"), "explain": f"{place.root / 'red.png'} -m davit_tiny"}
+    (tmp_path / "file").write_text("text")
+    for target in (tmp_path, tmp_path / "file" / "out.safetensors"):
+        output = [str(target), "-m", SMALL] if command == "weights convert" else ["-o", str(target)]
+        text = run(*command.split(), *given.get(command, str(place.trained)).split(), *output, fails=True)
+        assert str(target) in text.replace("\n", "")
+
+
+def test_weights_that_are_no_numbers_are_refused(place: fuzz_values.Place, tmp_path: Path) -> None:
+    model = zoo.create_model(SMALL)
+    model.get_classifier().bias.data[3] = torch.nan
+    torch.save(model.state_dict(), tmp_path / "nan.pth")
+    options = "-c", str(tmp_path / "nan.pth")
+    for arguments in (["predict", PHOTO, "-m", SMALL], ["export", SMALL, "-o", str(tmp_path / "out.onnx")]):
+        assert "hold NaN or infinity, the first is head.fc.bias" in run(*arguments, *options, fails=True)
+    assert "nan%" in run("predict", PHOTO, "-m", SMALL, *options, "--allow-nan")
+
+
+def test_a_model_that_is_assumed_is_named(tmp_path: Path) -> None:
+    save_file(zoo.create_model(SMALL).state_dict(), tmp_path / "plain.safetensors")
+    done = zoo_process(f"predict {shlex.quote(PHOTO)} -c {tmp_path / 'plain.safetensors'}")
+    assert done.returncode == 1
+    assert "does not say which model it is of: davit_tiny is assumed" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -164,41 +163,28 @@ def test_a_killed_reader_is_explained(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_killed_at_any_moment_a_run_goes_on_bit_equal(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
-    """Twenty times, as kill -9 does: processes are forked, which skips the seconds that imports take."""
-    recipe = tiny(**CHANCE, epochs=12, save_steps=2)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["kill", "term", "int"])
+def test_stopped_at_any_moment_a_run_goes_on_bit_equal(
+    tiny: Callable[..., Recipe], tmp_path: Path, how: str, workers: int
+) -> None:
+    """`python -m tests.training.interrupting` takes any number of moments."""
+    recipe, times = tiny(**CHANCE, epochs=5, save_steps=2, workers=workers), 5
     start = time.perf_counter()
     train(recipe, tmp_path / "whole")
-    longest, chance = time.perf_counter() - start, random.Random(0)
+    longest = 1 + (time.perf_counter() - start) / 3
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    code = "from tests.training.test_resume import _fork_and_kill; _fork_and_kill(*__import__('sys').argv[1:])"
-    moments = [str(chance.uniform(0.02, longest / 6)) for _ in range(20)]
-    command = [sys.executable, "-c", code, str(tmp_path / "recipe.yaml"), str(tmp_path / "run"), *moments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("killed") == 20
+    command = [sys.executable, "-m", "tests.training.interrupting", how, str(times), str(longest)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "recipe.yaml"), str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
+    )
+    *statuses, last = map(int, done.stderr.split()[-times - 1 :])
+    assert last == 0, done.stdout + done.stderr
+    assert set(statuses) <= {0, -signal.SIGKILL if how == "kill" else 130}, done.stderr
+    assert any(statuses)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-def _fork_and_kill(recipe: str, output: str, *moments: str) -> None:
-    """Run the recipe in forked processes and kill one at each of the moments, in seconds; then let one finish."""
-    from zoo.training.recipe import load_recipe
-
-    for moment in (*moments, None):
-        child = os.fork()
-        if child == 0:
-            try:
-                train(load_recipe(recipe), Path(output), resume=True)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        if moment is not None:
-            time.sleep(float(moment))
-            os.kill(child, signal.SIGKILL)
-            print("killed")
-        _, status = os.waitpid(child, 0)
-    assert status == 0

@@ -73,6 +73,7 @@ def convert(
     model: Annotated[str, typer.Option("--model", "-m", help="Its variant, or FILE.yaml:VARIANT.")],
 ) -> None:
     """Convert a published checkpoint to our names, as safetensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from zoo import convert_checkpoint
@@ -84,8 +85,11 @@ def convert(
     check_output(target, (".safetensors",))
     tensors = convert_checkpoint(read_checkpoint(source), model)
     about = {"format": "pt", "variant": model, "source": source.name, "sha256": sha256_of(source)}
-    with written(target) as aside:
-        save_file(tensors, aside, metadata={**about, "zoo": __version__})
+    try:
+        with written(target) as aside:
+            save_file(tensors, aside, metadata={**about, "zoo": __version__})
+    except SafetensorError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error})") from error
     say(f"wrote {len(tensors)} tensors to {target}")
 
 
@@ -154,7 +158,7 @@ def _each(items: Iterable[T], do: Callable[[T], None]) -> None:
     for item in items:
         try:
             do(item)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             failed.append(str(error))
     if failed:
         raise CheckpointError("\n".join(failed))

@@ -22,7 +22,8 @@ CONFIG_DIR = Path(str(files("zoo.configs")))
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C loader if PyYAML has it
-    """YAML 1.1 with two changes: a repeated key is an error, and `1e-5` is a number."""
+    """YAML 1.1 with three changes: a repeated key is an error, `1e-5` is a number, and all numbers are decimal, so that
+    `010` is not 8 and `1:30` not 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -32,14 +33,26 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+_FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_FLOAT, _INT)]
+    for first, known in _Loader.yaml_implicit_resolvers.items()
+}
+_FLOATS = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+_Loader.add_implicit_resolver(_FLOAT, re.compile(_FLOATS), list("-+0123456789."))
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML text; 1e-3 is a number and repeated keys are errors. Raises the same exceptions as PyYAML."""
-    return yaml.load(text, Loader=_Loader)
+    """Parse YAML text; 1e-3 is a number and repeated keys are errors.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # of all these kinds
+        raise ConfigError(f"not valid YAML: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -50,11 +63,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     where = Where(str(path))
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    try:
+        tree = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     check_tree(tree, where)
     return check_mapping(tree, where)
 

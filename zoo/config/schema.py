@@ -133,6 +133,8 @@ def _describe(annotation: Any) -> str:
         return f"{_describe(kind)} from {bounds.low:g} to {bounds.high:g}"
     if typing.get_origin(annotation) is tuple:
         return f"a list of {_describe(typing.get_args(annotation)[0])}"
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(map(repr, typing.get_args(annotation)))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -38,7 +38,8 @@ def check_description(values: Any, place: str) -> dict[str, Any]:
             key: value for key, value in check_mapping(values, where).items() if key in Description.__annotations__
         }
         dataclass_from_yaml(Description, known, where)
-        words = check_mapping(known.get("label_descriptions") or {}, where / "label_descriptions")
+        words = known.get("label_descriptions")
+        words = {} if words is None else check_mapping(words, where / "label_descriptions")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     if wrong := [name for name, text in words.items() if not isinstance(text, str)]:

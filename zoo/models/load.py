@@ -59,7 +59,7 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, u
     targets = shapes_of(config, whole)
     absent = {name for name in targets if name not in own}
     tensors, report = convert_and_check(
-        found.tensors, config.checkpoints, targets, absent, may_lack(absent, dense=False)
+        found.tensors, config.checkpoints, targets, dict.fromkeys(absent), may_lack(absent, dense=False)
     )
     loaded = {name: value for name, value in tensors.items() if name in own}
     fresh = {name: value for name, value in own.items() if name not in loaded}

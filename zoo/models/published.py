@@ -36,4 +36,4 @@ def as_published(state: StateDict, entry: Checkpoint) -> dict[str, torch.Tensor]
         CheckpointError: if it has not.
     """
     config = load_config(entry.variant)
-    return convert_and_check(state, config.checkpoints, published_shapes(entry.variant, entry.num_classes))[0]
+    return convert_and_check(state, config.checkpoints, published_shapes(entry.variant, entry.num_classes), {})[0]

@@ -55,7 +55,11 @@ def checkpoint_files(place: Path) -> list[Path]:
     Raises:
         CheckpointError: if there is none.
     """
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in SUFFIXES)
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(path for path in place.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    )
     if not files:
         raise CheckpointError(f"{place}: there is no file that ends in one of {', '.join(SUFFIXES)}")
     return files

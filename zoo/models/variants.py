@@ -57,9 +57,10 @@ def first_convolution(config: ModelConfig) -> str | tuple[str, ...] | None:
     return first[0] if len(first) == 1 else first or None
 
 
-def adaptable(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the parameters that depend on the number of channels or classes."""
-    return (*(f"{name}.weight" for name in first_convolutions(config)), f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias")
+def adaptable(config: ModelConfig) -> dict[str, int | None]:
+    """Names of the parameters that depend on the number of channels or classes, and their axis of these."""
+    classifier: dict[str, int | None] = {f"{CLASSIFIER}.weight": 0, f"{CLASSIFIER}.bias": 0}
+    return classifier | {f"{name}.weight": 1 for name in first_convolutions(config)}
 
 
 def with_channels(tensors: StateDict, config: ModelConfig, channels: int) -> dict[str, torch.Tensor]:

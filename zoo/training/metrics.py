@@ -39,7 +39,7 @@ class Metrics:
         self.sums[0] += F.nll_loss(log, targets, reduction="sum")
         self.sums[1] += (top.indices == targets[:, None]).any(1).sum()
         confidence = top.values[:, 0].exp()
-        chosen = (confidence * BINS).long().clamp(max=BINS - 1)
+        chosen = (confidence * BINS).nan_to_num().long().clamp(0, BINS - 1)
         for row, values in zip(self.bins, (torch.ones_like(confidence), right.double(), confidence), strict=True):
             row.index_add_(0, chosen, values)
         if self.real is not None:

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
-from torch.utils.tensorboard import SummaryWriter
 
+from zoo.training.events import Events
 from zoo.training.recipe import Recipe
 from zoo.training.state import Progress
 
@@ -32,7 +32,7 @@ class Monitor:
     def __init__(self, output: Path, recipe: Recipe, progress: Progress, steps: int, main: bool) -> None:
         self.recipe, self.progress, self.steps, self.main = recipe, progress, steps, main
         if main:
-            self.events = SummaryWriter(str(output / "tensorboard"), purge_step=progress.step)
+            self.events = Events(output / "tensorboard", progress.step)
             self.display = _display() if console.is_terminal else None
         self.since, self.first = time.perf_counter(), progress.step
 
@@ -66,8 +66,7 @@ class Monitor:
             print(f"{place}  {status}  {left:.0f} s left", flush=True)
         if step % self.recipe.log_every == 0:
             values = {"loss": loss, "lr": lr, "gradient_norm": norm, "images_per_second": self._speed()}
-            for name, value in values.items():
-                self.events.add_scalar(f"train/{name}", value, step)
+            self.events.add({f"train/{name}": value for name, value in values.items()}, step)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Report a validated epoch."""
@@ -78,9 +77,8 @@ class Monitor:
         )
         text += f"top-1 {row['top1']:.2f} %  top-5 {row['top5']:.2f} %"
         console.print(text, highlight=False) if self.display else print(text, flush=True)
-        for name in ("loss", "top1", "top5", "calibration_error"):
-            self.events.add_scalar(f"validation/{name}", row[name], self.progress.step)
-        self.events.flush()
+        names = ("loss", "top1", "top5", "calibration_error")
+        self.events.add({f"validation/{name}": row[name] for name in names}, self.progress.step, flush=True)
 
     def _speed(self) -> float:
         seconds = time.perf_counter() - self.since

@@ -14,7 +14,7 @@ import yaml
 
 from zoo.config.catalog import CONFIG_DIR, parse_yaml, read_yaml
 from zoo.config.schema import Count, Index, Positive, Range, Rate, Size, check_mapping, dataclass_from_yaml
-from zoo.errors import ConfigError, Where
+from zoo.errors import ConfigError, Where, shorten
 
 RECIPE_DIR = CONFIG_DIR / "recipes"
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -176,6 +176,10 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     check_mapping(recipe.overrides, where / "overrides")
     if recipe.pretrained and recipe.checkpoint:
         raise ConfigError(f"{where}: pretrained and checkpoint both name weights, expected one of them")
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(recipe, key)
+        if low > high:
+            raise (where / key).error([low, high], "the smaller number first")
     channelwise = {key: _per_channel(key, getattr(recipe, key), recipe.in_chans, where) for key in ("mean", "std")}
     return dataclasses.replace(recipe, **channelwise)
 
@@ -195,11 +199,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """The key and value of `key=value`; the value is read as YAML."""
     key, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"--set {text}: expected KEY=VALUE")
+        raise ConfigError(f"--set {shorten(text)}: expected KEY=VALUE")
     try:
         return key.strip(), parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+    except ConfigError as error:
+        raise ConfigError(f"--set {shorten(text)}: the value is {error}") from error
 
 
 def fingerprint(recipe: Recipe) -> str:

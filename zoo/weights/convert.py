@@ -200,19 +200,27 @@ def _assemble(name: str, parts: Sequence[_Piece], state: Mapping[str, torch.Tens
 
 
 def check_tensors(
-    tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], free: Container[str] = ()
+    tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], free: Mapping[str, int | None]
 ) -> None:
     """Raise CheckpointError, naming the first few, unless shapes and kinds of number match the targets.
 
-    The names in `free` may have any shape.
+    Args:
+        free: names with an axis along which they may have another length, at least 1 and the same for all names with
+            that axis; None for a name that may have any shape.
     """
-    wrong = []
+    wrong: list[str] = []
+    lengths: dict[int, int] = {}
     for name, value in tensors.items():
-        target = targets[name]
-        if value.shape != target.shape and name not in free:
-            wrong.append(f"{name} is {tuple(value.shape)}, expected {tuple(target.shape)}")
-        elif value.is_floating_point() != target.is_floating_point():
-            wrong.append(f"{name} is {value.dtype}, expected {target.dtype}")
+        shape, axis = targets[name].shape, free.get(name, -1)
+        if axis is None:
+            shape = value.shape
+        elif axis >= 0 and value.ndim == len(shape) and value.shape[axis]:
+            length = lengths.setdefault(axis, value.shape[axis])
+            shape = torch.Size([*shape[:axis], length, *shape[axis + 1 :]])
+        if value.shape != shape:
+            wrong.append(f"{name} is {tuple(value.shape)}, expected {tuple(shape)}")
+        elif value.is_floating_point() != targets[name].is_floating_point():
+            wrong.append(f"{name} is {value.dtype}, expected {targets[name].dtype}")
     if wrong:
         raise CheckpointError(
             f"the checkpoint does not fit the model: {len(wrong)} tensors differ: {_first(wrong, '; ')}"

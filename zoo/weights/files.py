@@ -58,7 +58,13 @@ def as_state_dict(content: Any, source: str = "checkpoint", use_ema: bool = True
 
 
 def find(source: str | PathLike[str] | Mapping[str, Any], use_ema: bool = True) -> Found:
-    """The tensors of a file or a mapping."""
+    """The tensors of a file or a mapping.
+
+    Raises:
+        CheckpointError: if it is neither, or as for `find_tensors` and `find_in`.
+    """
+    if not isinstance(source, (str, PathLike, Mapping)):
+        raise CheckpointError(f"checkpoint is {shorten(source)}, expected the path of a file, or a state dict")
     return find_in(source, use_ema=use_ema) if isinstance(source, Mapping) else find_tensors(source, use_ema)
 
 
@@ -78,9 +84,9 @@ def find_tensors(path: str | PathLike[str], use_ema: bool = True) -> Found:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: expected a file that ends in one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file")
         check_content(path)
         content = _read_safetensors(path) if path.suffix == ".safetensors" else unpickle.load(path)
     except CheckpointError:

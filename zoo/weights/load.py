@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -53,7 +53,7 @@ def convert_and_check(
     state: Mapping[str, torch.Tensor],
     key_sets: Mapping[str, KeySet],
     targets: Targets,
-    free: Container[str] = (),
+    free: Mapping[str, int | None],
     optional: Optional = nothing,
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """`state` under our names, and a report of the conversion.
@@ -65,7 +65,7 @@ def convert_and_check(
         state: a state dict in any published form of the variant, or in ours.
         key_sets: the variant's key rules.
         targets: every name of the variant, with a tensor of its shape and dtype.
-        free: names whose shape may differ from the target's.
+        free: as for `check_tensors`.
         optional: prefixes of the names that the checkpoint may lack.
 
     Raises:
