@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import zoo
 from tests.test_cli import run
 from tests.training.conftest import TINY
-from zoo.errors import ConfigError
-from zoo.training import claim
+from tests.training.test_resume import assert_same_run
+from zoo.errors import CheckpointError, ConfigError
+from zoo.training import claim, engine
 from zoo.training.claim import claimed
-from zoo.training.engine import train
+from zoo.training.data.loading import Batch, TrainingOrder
+from zoo.training.engine import Interrupted, train
 from zoo.training.norms import check_single_images
 from zoo.training.recipe import Recipe
 
@@ -43,6 +47,42 @@ def test_a_run_without_its_states_is_kept(tiny: Maker, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"are gone, so that it cannot go on, and its checkpoints are kept"):
         train(tiny(epochs=1), tmp_path / "run", resume=True)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", [["run.yaml"], ["run.yaml", "state"], ["run.yaml", "history.csv", "state"]])
+def test_results_of_a_run_whose_recipe_is_gone_are_kept(tiny: Maker, tmp_path: Path, lost: list[str]) -> None:
+    train(tiny(epochs=1), output := tmp_path / "run")
+    for name in lost:
+        shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink()
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"best.safetensors.* of a run whose run.yaml is gone; put it back"):
+            train(tiny(epochs=2, seed=7), output, resume=resume)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_states_of_another_run_never_win(tiny: Maker, tmp_path: Path) -> None:
+    """Not even later ones, whoever has put them there."""
+    train(tiny(epochs=2, seed=7), tmp_path / "old")
+    train(tiny(epochs=1), tmp_path / "run")
+    (other,) = (tmp_path / "old" / "state").glob("*8.safetensors")
+    shutil.copy(other, tmp_path / "run" / "state")
+    with pytest.raises(CheckpointError, match=r"step-000000008.safetensors: is a state of another run: move it out"):
+        train(tiny(epochs=2), tmp_path / "run", resume=True)
+    (tmp_path / "run" / "state" / other.name).unlink()
+    assert train(tiny(epochs=2), tmp_path / "run", resume=True)["steps"] == 8
+
+
+@pytest.mark.parametrize("place", ["/", "/proc", "/sys/class", "/dev"])
+def test_the_operating_system_is_no_data(tiny: Maker, tmp_path: Path, place: str) -> None:
+    with pytest.raises(ConfigError, match="is the operating system's"):
+        train(tiny(data=place), tmp_path / "run")
+
+
+def test_a_link_back_is_no_class(tiny: Maker, folder: Path, tmp_path: Path) -> None:
+    (folder / "red" / "up").symlink_to(folder, target_is_directory=True)
+    with pytest.raises(ConfigError, match="a link leads back to a folder that it is in"):
+        train(tiny(), tmp_path / "run")
 
 
 SINGLE = [{"batch_size": 1}, {"batch_size": 3, "micro_batch": 2}, {"batch_size": 4, "micro_batch": 1}]
@@ -109,6 +149,74 @@ def test_a_trained_checkpoint_is_not_called_random(tiny: Maker, folder: Path, tm
     picture, best = str(next((folder / "red").iterdir())), str(tmp_path / "run" / "best.safetensors")
     for command in ("features", picture, "-m", best), ("explain", picture, "-m", best, "--size", "32"):
         assert "random" not in run(*command, "-o", str(tmp_path / "out.png"))
+
+
+def test_a_signal_in_validation_is_heard_there(tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the report; nothing that was trained is lost."""
+    recipe, seen = tiny(workers=0, ema=0.9), []
+    train(recipe, tmp_path / "whole")
+    read = engine.Run._to_validate
+
+    def signalled(self: engine.Run) -> Iterator[Batch]:
+        seen.append(self.progress.step)
+        if len(seen) in (1, 3, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self)
+
+    monkeypatch.setattr(engine.Run, "_to_validate", signalled)
+    for step in (4, 8, 8):
+        with pytest.raises(Interrupted, match=f"stopped at step {step}"):
+            train(recipe, tmp_path / "run", resume=True)
+    train(recipe, tmp_path / "run", resume=True)
+    assert seen == [4, 4, 8, 8, 8, 8]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_readers_that_hear_the_signal_first_lose_nothing(
+    tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe := tiny(workers=0), tmp_path / "whole")
+    iterate = TrainingOrder.__iter__
+
+    def ending(self: TrainingOrder) -> Iterator[list[tuple[int, int]]]:
+        for number, batch in enumerate(iterate(self)):
+            if number == 2 and self.start == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+            yield batch
+
+    monkeypatch.setattr(TrainingOrder, "__iter__", ending)
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        train(recipe, tmp_path / "run", resume=True)
+    monkeypatch.undo()
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_under_tensorboard_ends_no_run(
+    tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert train(tiny(workers=0), tmp_path / "run")["epochs"] == 2
+    said = "".join(capfd.readouterr())
+    assert said.count("TensorBoard's events cannot be written and are left out: [Errno 28]") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_goes_on(tiny: Maker, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny(workers=0).to_yaml())
+    command = f"{shlex.quote(sys.executable)} -m zoo train {tmp_path}/recipe.yaml -o {tmp_path}/run"
+    for number, output in enumerate(("| head -1", "> /dev/full")):
+        place = f"{tmp_path}/run{number}"
+        pipe = f"set -o pipefail; {command}{number} {output}"
+        done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        assert (Path(place) / "summary.json").exists()
 
 
 @pytest.mark.slow

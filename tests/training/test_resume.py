@@ -75,6 +75,12 @@ def test_a_run_does_not_go_on_with_other_data(tiny: Callable[..., Recipe], folde
     (folder / "red" / "000.png").unlink()
     with pytest.raises(CheckpointError, match="42 training and 6 validation images and 41 training"):
         train(recipe, tmp_path / "run", resume=True)
+    (folder / "red" / "000.png").write_bytes((folder / "red" / "001.png").read_bytes())
+    os.rename(folder / "red" / "000.png", folder / "red" / "swap")
+    os.rename(folder / "blue" / "000.png", folder / "red" / "000.png")
+    os.rename(folder / "red" / "swap", folder / "blue" / "000.png")
+    with pytest.raises(CheckpointError, match=r"images are others in blue \(\w+\), red \(\w+\)"):
+        train(recipe, tmp_path / "run", resume=True)
     shutil.rmtree(folder / "red")
     with pytest.raises(CheckpointError, match="its classes were others, see red"):
         train(recipe, tmp_path / "run", resume=True)

@@ -115,8 +115,7 @@ def load_state(parts: Parts, folder: Path) -> tuple[Progress, list[str]] | None:
             damaged.append(str(error))
             continue
         if about.get("recipe") != fingerprint(parts.recipe):
-            damaged.append(f"{path}: is a state of another run")
-            continue
+            raise CheckpointError(f"{path}: is a state of another run: move it out of this folder")
         try:
             values = {key: json.loads(about[key]) for key in ("progress", "optimizer", "scaler", "data")}
             _check_data(values["data"], parts.data)
