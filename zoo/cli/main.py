@@ -14,16 +14,30 @@ from rich.table import Column, Table
 from zoo.cli import benchmark, explain, export, train, weights
 from zoo.cli.output import PICTURES, AllowNan, Commands, check_output, say, show
 from zoo.errors import ConfigError
+from zoo.version import __version__
 
 if TYPE_CHECKING:
     from zoo.weights.manifest import Checkpoint
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, help="Hierarchical vision backbones from YAML."
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False)
 Model = Annotated[str, typer.Option("--model", "-m", help="A variant, FILE.yaml or FILE.yaml:VARIANT.")]
 CheckpointFile = Annotated[Path | None, typer.Option("--checkpoint", "-c", help="Weights in any published form.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download the published weights.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"zoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hierarchical vision backbones from YAML."""
 
 
 @app.command("list")
