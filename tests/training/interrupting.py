@@ -38,6 +38,7 @@ def interrupted(how: str, times: int, longest: float, recipe: str, output: str) 
 
 def _run(recipe: str, output: str) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     sys.argv = ["zoo", "train", recipe, "-o", output, "--resume", "auto"]
     status = 99
     try:

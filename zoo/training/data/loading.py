@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -158,4 +160,11 @@ def _start_worker(_: int) -> None:
     ends them. A second SIGTERM is obeyed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    sys.excepthook = _without_broken_connections
     torch.set_num_threads(1)
+
+
+def _without_broken_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Nothing is to be said of connections to a training process that was killed."""
+    if not isinstance(error, (EOFError, OSError)):
+        sys.__excepthook__(kind, error, trace)
