@@ -42,7 +42,7 @@ def library() -> tuple[ctypes.CDLL, str]:
     units, version = _units(), _version(compiler)
     key = "\0".join([*units.values(), *FLAGS, *compiler, version, _processor()])
     kept, note = _kept(hashlib.sha256(key.encode()).hexdigest()[:24])
-    if kept and kept.exists():
+    if kept and os.path.lexists(kept):
         with suppress(OSError):
             return _load(kept), ""
         note = f"{kept} was damaged, so the C++ kernels are built once more"
@@ -154,6 +154,8 @@ def _build(compiler: list[str], sources: list[Path], folder: Path) -> Path:
 
 
 def _load(path: Path) -> ctypes.CDLL:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise OSError(f"{path} is no file")
     content = path.read_bytes()
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
         raise OSError(f"{path} is damaged")

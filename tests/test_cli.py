@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import zoo
 from tests.training.conftest import TINY
 from zoo.cli.main import app
+from zoo.files import write_text
 from zoo.text import printable
 from zoo.training.recipe import load_recipe
 
@@ -321,3 +323,39 @@ def test_a_model_that_is_assumed_is_named(tmp_path: Path) -> None:
     done = zoo_process(f"predict {shlex.quote(PHOTO)} -c {tmp_path / 'plain.safetensors'}")
     assert done.returncode == 1
     assert "does not say which model it is of: davit_tiny is assumed" in done.stderr
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """Links are followed, and names of any length that the system allows are written."""
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OSError, match="is not a file, and is not replaced by one"):
+        write_text(tmp_path / "pipe.json", "text")
+    assert "is not a file, expected the name of a file" in run(
+        "benchmark", SMALL, "-o", str(tmp_path / "pipe.json"), fails=True
+    )
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_text(tmp_path / "link.json", "text")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "text"
+    write_text(tmp_path / ("x" * 250 + ".json"), "text")
+    assert {path.name[:5] for path in tmp_path.iterdir()} == {"pipe.", "link.", "real.", "xxxxx"}
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "classes.txt", "weights.pth", "weights.safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    path, kind = str(tmp_path / name), name.partition(".")[2]
+    data = "train", "digits", "--classes", path, "-o", str(tmp_path / "run")
+    commands = {"yaml": ["train", path], "txt": data, "pth": ["predict", PHOTO, "-m", SMALL, "-c", path]}
+    assert path in run(*commands.get(kind, ["predict", PHOTO, "-c", path]), fails=True).replace("\n", "")
+
+
+def test_a_home_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_HOME", "~nosuchuser/x")
+    assert "~nosuchuser/x: Could not determine home directory; set ZOO_HOME" in run("weights", "list", fails=True)
+
+
+def test_help_that_cannot_be_written() -> None:
+    full = zoo_process("--help > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr == "error: [Errno 28] No space left on device\n"

@@ -7,9 +7,12 @@ import sys
 
 
 def main() -> None:
-    """Run a command; Ctrl-C and SIGTERM end it alike, at any moment."""
+    """Run a command; Ctrl-C, SIGTERM and a closed terminal end it alike, at any moment."""
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, signal.default_int_handler)
         from zoo.cli.main import app
 
         app()

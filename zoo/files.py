@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_LONGEST = 255
+"""Bytes of a file name."""
 
 
 def home() -> Path:
     """The folder of everything that is kept on this machine: `ZOO_HOME`, else `zoo` in the user's cache.
 
     Files of the Hub stay in the Hub's own cache.
+
+    Raises:
+        ValueError: if it is that of a user who has none.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("ZOO_HOME") or f"{cache}/zoo").expanduser()
+    place = os.environ.get("ZOO_HOME") or f"{cache}/zoo"
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{place}: {str(error).rstrip('.')}; set ZOO_HOME to a folder that can be written") from error
 
 
 def folder_of(checkpoint_id: str) -> Path:
@@ -26,12 +38,15 @@ def folder_of(checkpoint_id: str) -> Path:
 def written(path: Path) -> Iterator[Path]:
     """A path to write to instead: after a crash at any moment there is the old file at `path`, or the new one.
 
-    The file gets the permissions that a new file of this process has, whatever wrote it.
+    The file gets the permissions that a new file of this process has, whatever wrote it. Links are followed.
 
     Raises:
-        OSError: if it cannot be written; the old file is still there then.
+        OSError: if it cannot be written, or is no file, as `/dev/null`; what was there is still there then.
     """
-    aside = path.with_name(f".{path.name}.partial")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "is not a file, and is not replaced by one", str(path))
+    aside = path.with_name(_aside(path.name))
     try:
         aside.write_bytes(b"")
         permissions = aside.stat().st_mode
@@ -40,9 +55,19 @@ def written(path: Path) -> Iterator[Path]:
         flush(aside)
         os.replace(aside, path)
         flush(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _aside(name: str) -> str:
+    """The name of a file that becomes another, within the limits of file systems."""
+    aside = f".{name}.partial"
+    return aside if len(os.fsencode(aside)) <= _LONGEST else f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.partial"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -166,15 +166,15 @@ def test_it_is_the_cache_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
         assert build.cache() == home() / "kernels"
 
 
-@pytest.mark.parametrize("damage", ["cut off", "other bytes", "empty", "another machine", "a folder"])
+@pytest.mark.parametrize("damage", ["cut off", "other bytes", "empty", "another machine", "a folder", "a pipe"])
 def test_a_damaged_library_is_built_again(damage: str, tmp_path: Path, quick: dict[str, str]) -> None:
     quick["ZOO_HOME"] = str(tmp_path / "home")
     assert _built(**quick) == ("", "")
     (kept,) = (tmp_path / "home" / "kernels").iterdir()
     whole = kept.read_bytes()
-    if damage == "a folder":
+    if damage in ("a folder", "a pipe"):
         kept.unlink()
-        kept.mkdir()
+        kept.mkdir() if damage == "a folder" else os.mkfifo(kept)
     else:
         half = len(whole) // 2
         machine = whole[:18] + b"\xf3\x00" + whole[20:]  # RISC-V

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,75 @@ def test_states_of_another_run_never_win(tiny: Maker, tmp_path: Path) -> None:
         train(tiny(epochs=2), tmp_path / "run", resume=True)
     (tmp_path / "run" / "state" / other.name).unlink()
     assert train(tiny(epochs=2), tmp_path / "run", resume=True)["steps"] == 8
+
+
+def test_a_run_whose_folder_is_taken_away_writes_nothing_more(
+    tiny: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, step = tmp_path / "run", engine.Run._step
+
+    def taken(self: engine.Run, batch: Batch) -> None:
+        step(self, batch)
+        if not (tmp_path / "elsewhere").exists():
+            output.rename(tmp_path / "elsewhere")
+            train(tiny(epochs=1, seed=7, workers=0), output)
+
+    monkeypatch.setattr(engine.Run, "_step", taken)
+    with pytest.raises(ConfigError, match="was removed, moved or taken by another run"):
+        train(tiny(epochs=1, workers=0), output)
+    train(tiny(epochs=1, seed=7, workers=0), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", output)
+
+
+def test_the_best_checkpoint_must_be_this_runs_own(tiny: Maker, tmp_path: Path) -> None:
+    train(tiny(epochs=2), output := tmp_path / "run")
+    train(tiny(epochs=1, seed=7), tmp_path / "other")
+    (output / "best.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"best.safetensors: is gone, .* start from last.safetensors"):
+        train(tiny(epochs=3), output, resume=True)
+    shutil.copy(tmp_path / "other" / "best.safetensors", output)
+    with pytest.raises(ConfigError, match=r"is not the checkpoint that this run wrote after epoch \d"):
+        train(tiny(epochs=3), output, resume=True)
+
+
+@pytest.mark.parametrize("name", [".lock", "run.yaml", "history.csv", "best.safetensors"])
+def test_a_folder_where_a_file_is_to_be_is_said_first(tiny: Maker, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"{name}: is a folder"):
+        train(tiny(), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "state").write_text("text")
+    with pytest.raises(ConfigError, match="state: is a file"):
+        train(tiny(), tmp_path / "other")
+
+
+def test_a_damaged_list_of_images_is_named(tiny: Maker, tmp_path: Path) -> None:
+    train(tiny(epochs=1), tmp_path / "run")
+    (tmp_path / "run" / "images.csv").write_bytes(b'\xff\x00garbage,,\n"')
+    with pytest.raises(ConfigError, match=r"images.csv: is damaged .* remove it"):
+        train(tiny(epochs=2), tmp_path / "run", resume=True)
+
+
+def test_a_run_in_a_thread(tiny: Maker, tmp_path: Path) -> None:
+    """Threads get no signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny(epochs=1, workers=0), tmp_path / "run").result()["epochs"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_folders_whose_names_are_no_text_are_refused_first(tiny: Maker, tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    with pytest.raises(ConfigError, match=r"data: found .*expected text in UTF-8: rename"):
+        tiny(data=name)
+    with pytest.raises(ConfigError, match=r"output: found .*expected text in UTF-8: rename"):
+        train(tiny(), Path(name))
+
+
+def test_classes_that_look_alike_are_refused(tiny: Maker, folder: Path, tmp_path: Path) -> None:
+    (folder / "red").rename(folder / "x\x1by")
+    (folder / "blue").rename(folder / "x\\x1by")
+    with pytest.raises(ConfigError, match="has 2 classes whose names look like"):
+        train(tiny(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("place", ["/", "/proc", "/sys/class", "/dev"])
@@ -220,8 +290,23 @@ def test_a_run_whose_output_nobody_reads_goes_on(tiny: Maker, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("seconds", [1.0, 2.0])
+def test_a_signal_at_the_start_ends_with_130(tiny: Maker, tmp_path: Path, number: int, seconds: float) -> None:
+    (tmp_path / "recipe.yaml").write_text(tiny(epochs=2000).to_yaml())
+    command = [sys.executable, "-m", "zoo", "train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(seconds)
+    process.send_signal(number)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: int, twice: bool) -> None:
     """As a terminal, a scheduler or a container sends it: to the readers too."""
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(tiny(epochs=2000, workers=2).to_yaml())
@@ -231,6 +316,9 @@ def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: 
     while not list(output.glob("state/*")) and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, number)
+    if twice:
+        time.sleep(0.01)
+        os.killpg(process.pid, number)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     assert "Traceback" not in text

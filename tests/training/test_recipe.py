@@ -59,6 +59,18 @@ def test_names_of_recipes() -> None:
     assert parse_setting("crop_scale=[0.5, 1]") == ("crop_scale", [0.5, 1])
 
 
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "1_000", "no", "yes", "on", "0b1"])
+def test_a_text_that_yaml_once_took_for_something_else_is_a_text(text: str) -> None:
+    assert parse_setting(f"x={text}")[1] == text
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        load_recipe("digits", dict([parse_setting(f"epochs={text}")]))
+
+
+def test_no_precision_is_a_precision() -> None:
+    assert load_recipe("digits", dict([parse_setting("amp=no")])).amp == "no"
+    assert load_recipe("digits", dict([parse_setting("compile=True")])).compile
+
+
 @pytest.mark.parametrize("key", ["lr", "min_lr", "warmup_lr", "weight_decay", "clip_grad"])
 def test_numbers_are_read_as_in_a_file(key: str) -> None:
     """YAML 1.1 takes 1e-6 for text."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.training.conftest import TINY
 from zoo.errors import CheckpointError, ConfigError
 from zoo.training import engine
+from zoo.training.claim import BEST
 from zoo.training.data.loading import ImageSet
 from zoo.training.engine import Interrupted, Run, train
 from zoo.training.recipe import Recipe
@@ -102,6 +103,18 @@ def test_a_damaged_state_is_passed_over(tiny: Callable[..., Recipe], tmp_path: P
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="no state of this run is whole"):
         train(recipe, tmp_path / "run", resume=True)
+
+
+def test_what_a_file_says_of_its_tensors_is_checked_too(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """One bit of a state's or a checkpoint's header."""
+    train(tiny(), tmp_path / "run")
+    state = max((tmp_path / "run" / "state").iterdir())
+    for path, said, other in (state, b'step\\": 8', b'step\\": 9'), (tmp_path / "run" / BEST, b"green", b"greem"):
+        content = path.read_bytes()
+        assert said in content
+        path.write_bytes(content.replace(said, other))
+        with pytest.raises(CheckpointError, match="is damaged, its checksum is another one"):
+            read_verified(path)
 
 
 @pytest.mark.parametrize("call", ["weights.verified.save_file", "files.flush", "files.os.replace"])

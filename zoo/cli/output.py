@@ -33,6 +33,11 @@ WIDEST = 10_000
 class Commands(TyperGroup):
     """A group of commands whose errors are reported here, and nowhere else."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the arguments, and print help."""
+        with _reported():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         with _reported():
@@ -77,13 +82,16 @@ def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder, expected the name of a file")
     try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a file"
+            raise ConfigError(f"{path}: is {kind}, expected the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path.parent).close()
         if path.exists():
             path.open("r+b").close()
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -93,9 +101,12 @@ def _reported() -> Iterator[None]:
     """Print errors and exit with a status, without a traceback; ZOO_TRACEBACK=1 shows that of an unexpected one."""
     _open_streams()
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # of what it has left half done
         _fail("interrupted", INTERRUPTED)
     except (ConfigError, CheckpointError, ValueError, OSError, ImportError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO):

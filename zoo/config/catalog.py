@@ -22,8 +22,8 @@ CONFIG_DIR = Path(str(files("zoo.configs")))
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C loader if PyYAML has it
-    """YAML 1.1 with three changes: a repeated key is an error, `1e-5` is a number, and all numbers are decimal, so that
-    `010` is not 8 and `1:30` not 90."""
+    """YAML 1.1 with four changes: a repeated key is an error, `1e-5` is a number, all numbers are decimal (`010` is not
+    8, `1:30` not 90), and only `true` and `false` are truths, so that `no` is a text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -33,13 +33,14 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
-_FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+_FLOAT, _INT, _BOOL = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "bool"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in (_FLOAT, _INT)]
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_FLOAT, _INT, _BOOL)]
     for first, known in _Loader.yaml_implicit_resolvers.items()
 }
 _FLOATS = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
 _Loader.add_implicit_resolver(_FLOAT, re.compile(_FLOATS), list("-+0123456789."))
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 
 
@@ -63,7 +64,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     where = Where(str(path))
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: cannot be read: it is not a file")
         text = path.read_text(encoding="utf-8")
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     try:

@@ -67,6 +67,8 @@ def _check_scalar(value: Any, kind: type, where: Where) -> Any:
         raise where.error(value, "a finite number")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise where.error(value, _describe(kind))
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise where.error(value, "text in UTF-8: rename the file, or set a locale that has its letters")
     return value
 
 

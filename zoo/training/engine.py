@@ -14,7 +14,7 @@ from timm.utils import distribute_bn
 
 from zoo.errors import ConfigError
 from zoo.files import write_text
-from zoo.training.claim import BEST, LAST, RECIPE, check_claim, claimed
+from zoo.training.claim import BEST, LAST, RECIPE, Claim, check_best, check_claim, claimed
 from zoo.training.data.augmentation import left_out
 from zoo.training.data.loading import NO_IMAGE, Batch
 from zoo.training.evaluate import evaluate
@@ -55,9 +55,9 @@ def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str
         CheckpointError: if checkpoints cannot be read or written.
         Interrupted: after Ctrl-C or SIGTERM.
     """
-    with claimed(output, int(os.environ.get("RANK", "0")) == 0):
+    with claimed(output, int(os.environ.get("RANK", "0")) == 0) as claim:
         check_claim(recipe, output, resume)
-        run = Run(assemble(recipe, output), output, say)
+        run = Run(assemble(recipe, output), claim, output, say)
         if run.main:
             write_text(output / RECIPE, recipe.to_yaml())
         if resume:
@@ -86,9 +86,10 @@ class Run:
     interrupt: Interrupt
     closing: ExitStack
 
-    def __init__(self, parts: Parts, output: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Parts, claim: Claim, output: Path, say: Callable[[str], None]) -> None:
         self.parts, self.output, self.recipe = parts, output, parts.recipe
         self.main = parts.accelerator.is_main_process
+        self.claim = claim
         self.say = say if self.main else lambda text: None
         self.progress = Progress()
         self.stepper = Stepper(parts)
@@ -103,11 +104,13 @@ class Run:
         if found is None:
             return
         self.progress, damaged = found
+        check_best(self.output, self.progress.history, self.progress.best_epoch)
         self.problems.read()
         self.parts.scheduler.step_update(max(self.progress.step - 1, 0))
         for text in damaged:
             self.say(f"passed over: {text}")
-        self.say(f"goes on at step {self.progress.step}, epoch {self.epoch + 1}")
+        if not self.done:
+            self.say(f"goes on at step {self.progress.step}, epoch {min(self.epoch + 1, self.recipe.epochs)}")
 
     @property
     def epoch(self) -> int:
@@ -232,12 +235,14 @@ class Run:
             progress.best, progress.best_epoch = found["top1"], epoch
         self.monitor.epoch(progress.history[-1])
         names = [LAST, BEST] if better else [LAST]
+        self.claim.check()
         save_weights(self.parts, [self.output / name for name in names], progress.history[-1])
         self._save_state()
 
     def _save_state(self) -> None:
         now = time.perf_counter()
         self.progress.seconds, self.since = self.progress.seconds + now - self.since, now
+        self.claim.check()
         save_state(self.parts, self.output / "state", self.progress)
         if self.main:
             self.problems.write()
@@ -246,4 +251,5 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Write the report on the best saved checkpoint."""
+        self.claim.check()
         return write_report(self.parts, self.progress, self.output / BEST, self._to_validate(), self.problems)

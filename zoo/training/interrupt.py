@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from types import FrameType
 
 import torch
@@ -18,6 +20,10 @@ class Interrupt:
     asked = False
 
     def __enter__(self) -> Interrupt:
+        if threading.current_thread() is not threading.main_thread():  # others get no signals
+            self._before = {}
+            return self
+        self._hook = sys.unraisablehook
         ignored = getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heard = SIGNALS[:2] if ignored else SIGNALS
         self._before = {number: signal.signal(number, self._hear) for number in heard}
@@ -26,9 +32,12 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            sys.unraisablehook = self._hook
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.asked = True
+        sys.unraisablehook = lambda _: None  # a second signal may leave anything half done
         signal.signal(number, self._before[signal.Signals(number)])
 
 

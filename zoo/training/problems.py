@@ -31,10 +31,17 @@ class Problems:
         self.bad: dict[str, None] = {}  # in order; every step looks at it
 
     def read(self) -> None:
-        """Read the report of an earlier part of the run."""
+        """Read the report of an earlier part of the run.
+
+        Raises:
+            ConfigError: if it cannot be read.
+        """
         if self.path is not None and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    self.add(Note(row["file"], row["readable"] == "yes", row["what"]) for row in csv.DictReader(file))
+            except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
+                raise ConfigError(f"{self.path}: is damaged ({error}); remove it to go on without its notes") from error
 
     def add(self, notes: Iterable[Note]) -> None:
         """Record notes."""

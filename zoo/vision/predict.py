@@ -47,7 +47,7 @@ def load_classifier(
     """
     if name is None and checkpoint is not None and describes_itself(Path(checkpoint)):
         return create_model(str(checkpoint)).eval()
-    if name is None and checkpoint is not None:
+    if name is None and checkpoint is not None and Path(checkpoint).is_file():
         _logger.warning(
             "%s does not say which model it is of: %s is assumed, unless --model names it", checkpoint, DEFAULT
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def write_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         with written(path) as aside:
-            save_file(tensors, aside, metadata={**metadata, CHECKSUM: checksum(tensors)})
+            save_file(tensors, aside, metadata={**metadata, CHECKSUM: checksum(tensors, metadata)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); what stood there before is kept") from error
 
@@ -42,7 +43,7 @@ def read_verified(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if metadata.get(CHECKSUM) != checksum(tensors):
+    if metadata.get(CHECKSUM) != checksum(tensors, {key: metadata[key] for key in metadata if key != CHECKSUM}):
         raise CheckpointError(f"{path}: is damaged, its checksum is another one")
     return tensors, metadata
 
@@ -61,9 +62,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
-def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The sha256 of names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
+def checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """The sha256 of names, dtypes, shapes and values, and of everything that is said of them."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -25,6 +25,8 @@ def read_list(name: str) -> list[str]:
     if path.suffix != ".txt":
         raise Where("classes").unknown(name, [*shipped, "FILE.txt"], "list")
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: cannot be read as a list: it is not a file")
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a list ({error})") from error

@@ -15,6 +15,7 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.training.data.splits import Split
+from zoo.training.interrupt import SIGNALS
 from zoo.training.randomness import drawn_from, mix
 from zoo.vision.images import ImageError, decode
 
@@ -156,9 +157,10 @@ def _collate(samples: list[tuple[torch.Tensor, int, int, list[Note]]]) -> Batch:
 
 
 def _start_worker(_: int) -> None:
-    """Ignore Ctrl-C and SIGTERM sent to the whole group: the training process saves, using what its workers read, and
+    """Ignore Ctrl-C and its like, sent to the whole group: the training process saves, using what its workers read, and
     ends them. A second SIGTERM is obeyed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     sys.excepthook = _without_broken_connections
     torch.set_num_threads(1)
