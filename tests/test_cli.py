@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import zoo
 from tests.training.conftest import TINY
 from zoo.cli.main import app
-from zoo.files import write_text
+from zoo.files import write_json, write_text
 from zoo.text import printable
 from zoo.training.recipe import load_recipe
 
@@ -359,3 +359,19 @@ def test_help_that_cannot_be_written() -> None:
     full = zoo_process("--help > /dev/full")
     assert full.returncode == 1
     assert full.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "found.json", {"loss": torch.nan, "per_class": {"a": -torch.inf, "b": [1.5, None]}})
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "loss": None,
+        "per_class": {"a": None, "b": [1.5, None]},
+    }
+
+
+def test_warnings_are_printable(tmp_path: Path) -> None:
+    torch.save(zoo.create_model(SMALL).state_dict(), tmp_path / "\x1b[31m.pth")
+    text = run("predict", PHOTO, "-c", str(tmp_path / "\x1b[31m.pth"), fails=True)
+    assert "warning: " in text
+    assert "\\x1b[31m.pth does not say which model" in text.replace("\n", "")
+    assert "\x1b" not in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from zoo.cli.output import check_output, show
 from zoo.errors import ConfigError
-from zoo.files import write_text
+from zoo.files import write_json
 
 PRECISIONS: dict[str, str | None] = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -55,4 +54,4 @@ def benchmark(
         table.add_row(name, f"{size[0]} x {size[1]}", *("" if n is None else f"{n:.4g}" for n in cells))
     show(table)
     if output:
-        write_text(output, json.dumps(rows, indent=2) + "\n")
+        write_json(output, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
 def _reported() -> Iterator[None]:
     """Print errors and exit with a status, without a traceback; ZOO_TRACEBACK=1 shows that of an unexpected one."""
     _open_streams()
+    _show_warnings()
     try:
         try:
             yield
@@ -121,6 +123,21 @@ def _reported() -> Iterator[None]:
             f"{type(error).__name__}: {error}\nThis is a fault of zoo: please report it, with the traceback that the "
             "same command shows under ZOO_TRACEBACK=1"
         )
+
+
+class _Warnings(logging.Handler):
+    """Prints what the zoo logs on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        with suppress(OSError):
+            _Literal(stderr=True).print(f"{record.levelname.lower()}: {record.getMessage()}", soft_wrap=True)
+
+
+def _show_warnings() -> None:
+    logger = logging.getLogger("zoo")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
 
 
 def _said(error: Exception) -> str:

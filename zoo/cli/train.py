@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from zoo.cli.output import INTERRUPTED, check_output, say, show, unbroken
 from zoo.errors import ConfigError
-from zoo.files import write_text
+from zoo.files import write_json
 
 MOST_CLASSES = 100
 """In a table."""
@@ -89,7 +88,7 @@ def validate(
     if not _leave():
         return
     if output:
-        write_text(output, json.dumps(found, indent=2) + "\n")
+        write_json(output, found)
     per_class = found.pop("per_class")
     if len(per_class) <= MOST_CLASSES:
         table = Table("class", "top-1 (%)", title=data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from zoo.files import write_text
+from zoo.files import write_json, write_text
 from zoo.models.create import create_model
 from zoo.training.data.loading import Batch
 from zoo.training.data.splits import Split
@@ -39,7 +38,7 @@ def write_report(
     metrics, _ = evaluate(model, validation, len(parts.train.classes), parts.accelerator)
     summary = summarise(parts, progress, metrics, problems)
     if parts.accelerator.is_main_process:
-        write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(output / "summary.json", summary)
         draw_curves(progress.history).savefig(output / "curves.png", dpi=100)
         if len(parts.train.classes) <= MOST_CLASSES:
             draw_confusion(metrics.confusion.cpu(), parts.train.classes).savefig(output / "confusion.png", dpi=100)

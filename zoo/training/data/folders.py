@@ -27,11 +27,11 @@ class FolderReader(Reader):
 
     def __init__(self, root: Path, channels: int = 3) -> None:
         super().__init__()
-        self.root = root
         names = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
         if not names:
             raise ConfigError(f"{root}: has no folders, expected one a class, or tar files")
         self.class_to_idx = {name: i for i, name in enumerate(names)}
+        self._above = len(str(root / names[0])) - len(names[0])
         images = {name: images_below(root / name, channels) for name in names}
         if empty := [name for name in names if not images[name]]:
             raise ConfigError(f"{root}: class folders without images: {some(empty)}")
@@ -52,7 +52,7 @@ class FolderReader(Reader):
         path = self.samples[index][0]
         if basename:
             return os.path.basename(path)
-        return path if absolute else os.path.relpath(path, self.root)
+        return path if absolute else path[self._above :]
 
 
 class TarReader(ReaderImageInTar):
