@@ -19,8 +19,6 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-
 import typer
 from fuzz_values import KINDS, SHARES, Mismatch, Place
 from rich.console import Console
@@ -43,6 +41,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the first draw; the next one's is larger by one.")] = 0,
 ) -> None:
     """Draw, and print what was found."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
     found = run(range(seed, seed + draws))
     table = Table("kind", "draws", "refused", "failures")
     for kind, one in found.items():

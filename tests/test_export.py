@@ -180,7 +180,10 @@ def test_errors_are_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "expected H,W" in run("-o", target, "--size", "big")
     assert "at least 64 a side" in run("-o", target, "--size", "32")
     assert "ends in .pt2" in run("-o", target, "--format", "aot")
-    assert "there is no folder" in run("-o", str(tmp_path / "none" / "model.onnx"))
+    (tmp_path / "file").write_text("text")
+    assert "cannot be written" in run("-o", str(tmp_path / "file" / "model.onnx"))
+    with pytest.raises(ExportError, match="there is no folder"):
+        export(zoo.create_model(SMALL, **QUICK), tmp_path / "none" / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     program, least = capture(zoo.create_model(SMALL, **QUICK), 64, dynamic=False)
     assert output_names(program) == ["logits"]

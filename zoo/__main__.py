@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
+from typing import NoReturn
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -17,7 +22,27 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        _end()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _end()
+        raise
+
+
+def _end() -> NoReturn:
+    """End as interrupted, although Python may remember a KeyboardInterrupt from an import and end itself by SIGINT.
+
+    Processes that read images, which have nothing to lose, are killed: they ignore a first SIGTERM.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch raises an error when such a process ends
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def interrupted(how: str, times: int, longest: float, recipe: str, output: str) 
 
 def _run(recipe: str, output: str) -> None:
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # those under nohup this one
     sys.argv = ["zoo", "train", recipe, "-o", output, "--resume", "auto"]
     status = 99
     try:

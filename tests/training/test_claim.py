@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -293,12 +294,10 @@ def test_a_run_whose_output_nobody_reads_goes_on(tiny: Maker, tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("seconds", [1.0, 2.0])
 def test_a_signal_at_the_start_ends_with_130(tiny: Maker, tmp_path: Path, number: int, seconds: float) -> None:
-    (tmp_path / "recipe.yaml").write_text(tiny(epochs=2000).to_yaml())
-    command = [sys.executable, "-m", "zoo", "train", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(seconds)
-    process.send_signal(number)
-    text = process.communicate(timeout=60)[0]
+    with _started(tiny(epochs=2000), tmp_path) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     assert "Traceback" not in text
 
@@ -308,17 +307,39 @@ def test_a_signal_at_the_start_ends_with_130(tiny: Maker, tmp_path: Path, number
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: int, twice: bool) -> None:
     """As a terminal, a scheduler or a container sends it: to the readers too."""
-    recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(tiny(epochs=2000, workers=2).to_yaml())
-    command = [sys.executable, "-m", "zoo", "train", str(recipe), "-o", str(output)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command, **pipes)
-    while not list(output.glob("state/*")) and process.poll() is None:
-        time.sleep(0.1)
-    os.killpg(process.pid, number)
-    if twice:
-        time.sleep(0.01)
+    with _started(tiny(epochs=2000, workers=2), tmp_path) as process:
+        while not list(tmp_path.glob("run/state/*")) and process.poll() is None:
+            time.sleep(0.1)
         os.killpg(process.pid, number)
-    text = process.communicate(timeout=60)[0]
+        if twice:
+            time.sleep(0.01)
+            os.killpg(process.pid, number)
+        text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     assert "Traceback" not in text
+
+
+@contextmanager
+def _started(recipe: Recipe, folder: Path) -> Iterator[subprocess.Popen]:
+    """A run as a terminal starts it, in a group of its own; what is left of it is killed."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zoo", "train", str(folder / "recipe.yaml"), "-o", str(folder / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hear_signals,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _hear_signals() -> None:
+    """What runs in the background, or under nohup, ignores some signals, and so do its children."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

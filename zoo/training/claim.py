@@ -26,8 +26,9 @@ PATIENCE = 10.0
 class Claim:
     """The reservation of a folder."""
 
-    def __init__(self, output: Path) -> None:
-        self._output, self._held = output, _identity(output / LOCK)
+    def __init__(self, output: Path, main: bool) -> None:
+        self._output, self._main = output, main
+        self._held = _identity(output / LOCK)
 
     def check(self) -> None:
         """Check that the folder is still this run's, before something is written to it.
@@ -35,7 +36,7 @@ class Claim:
         Raises:
             ConfigError: if it was removed, moved or made anew, perhaps for another run.
         """
-        if _identity(self._output / LOCK) != self._held:
+        if self._main and _identity(self._output / LOCK) != self._held:
             raise ConfigError(
                 f"{self._output}: was removed, moved or taken by another run while this one was writing to it; this "
                 "run ends here and writes nothing more"
@@ -62,7 +63,7 @@ def claimed(output: Path, main: bool) -> Iterator[Claim]:
     """
     _check_place(output)
     if not main:
-        yield Claim(output)
+        yield Claim(output, main)
         return
     lock, held = FileLock(output / LOCK), True
     try:
@@ -74,7 +75,7 @@ def claimed(output: Path, main: bool) -> Iterator[Claim]:
     except (NotImplementedError, OSError):  # a file system without locks
         held = False
     try:
-        yield Claim(output)
+        yield Claim(output, main)
     finally:
         if held:
             lock.release()  # the file stays: another process may be waiting for it

@@ -62,18 +62,20 @@ def train(recipe: Recipe, output: Path, resume: bool = False, say: Callable[[str
             write_text(output / RECIPE, recipe.to_yaml())
         if resume:
             run.go_on()
-        with Interrupt() as run.interrupt, ExitStack() as run.closing, _readers_explained():
+        with Interrupt() as run.interrupt, ExitStack() as run.closing, _readers_explained(run):
             return run.finish() if run.done else run.train()
 
 
 @contextmanager
-def _readers_explained() -> Iterator[None]:
-    """Explain the error when a process that reads images is killed."""
+def _readers_explained(run: Run) -> Iterator[None]:
+    """Explain the error when a process that reads images is killed, as by a second signal to the whole group."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if run.interrupt.asked:
+            raise Interrupted(f"stopped; go on from the last state in {run.output} with --resume auto") from None
         raise ConfigError(
             f"a process that reads images has ended ({error}): memory, or shared memory in a container, may have run "
             "out. Pass --workers with a smaller number, and --resume auto to go on from the last state."

@@ -46,7 +46,11 @@ class FolderReader(Reader):
 
     def identity(self, index: int) -> str:
         """What tells a file from others without reading it: its name and its size."""
-        return f"{self._filename(index)} {os.path.getsize(self.samples[index][0])}"
+        try:
+            size = os.path.getsize(self.samples[index][0])
+        except OSError:  # a link to nowhere, which is reported when it is to be read
+            size = -1
+        return f"{self._filename(index)} {size}"
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = self.samples[index][0]
