@@ -38,6 +38,8 @@ class Interrupt:
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         sys.unraisablehook = lambda _: None  # a second signal may leave anything half done
+        if hasattr(signal, "SIGCHLD"):  # PyTorch raises an error there when a reader ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(number, self._before[signal.Signals(number)])
 
 
