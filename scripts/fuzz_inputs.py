@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,11 +71,6 @@ def run(seeds: Iterable[int]) -> dict[str, Found]:
             except Exception:
                 found[kind].failures.append(f"seed {seed}, {kind}: {traceback.format_exc(limit=-6)}")
     return found
-
-
-def kinds_of_failures(found: dict[str, Found]) -> Counter[str]:
-    """The last lines of the failures, counted."""
-    return Counter(text.strip().splitlines()[-1] for one in found.values() for text in one.failures)
 
 
 if __name__ == "__main__":

@@ -70,12 +70,8 @@ TEXTS = [
     ),
     *("[" * 500, "{a: " * 100, "?", "---", "--- 1\n--- 2", "%YAML 9.9", "a\nb", "cosine", "adamw", "bf16", "rand-m9"),
 ]
-MODEL = {
-    "stem": {"type": "conv", "layers": [{"kernel": 4, "stride": 4, "padding": 0, "norm": "layernorm"}]},
-    "block": [{"type": "global", "name": "attn", "norm": "layernorm", "head_dim": 8}],
-}
 OVERRIDES = {
-    "stem": MODEL["stem"],
+    "stem": {"type": "conv", "layers": [{"kernel": 4, "stride": 4, "padding": 0, "norm": "layernorm"}]},
     "block.mlp": {"type": "mlp", "norm": "layernorm", "ratio": 2},
     "stages": [
         {"dim": 16, "depth": 1, "attn": {"type": "window", "norm": "layernorm", "head_dim": 8, "size": 4}},

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 _LONGEST = 255
@@ -71,6 +72,16 @@ def _aside(name: str) -> str:
     """The name of a file that becomes another, within the limits of file systems."""
     aside = f".{name}.partial"
     return aside if len(os.fsencode(aside)) <= _LONGEST else f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.partial"
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder if necessary, and check that files can be written there.
+
+    Raises:
+        OSError: if not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()
 
 
 def write_text(path: Path, text: str) -> None:

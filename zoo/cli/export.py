@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from zoo.cli.output import AllowNan, check_output, say, show
+from zoo.cli.output import AllowNan, check_finite, check_output, say, show
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def export(
     from zoo import create_model
     from zoo.export import deployment
     from zoo.export import export as write
-    from zoo.models.load import check_finite
     from zoo.vision import is_trained
 
     shape = _size(size)

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Column, Table
 
 from zoo.cli import benchmark, explain, export, train, weights
-from zoo.cli.output import PICTURES, AllowNan, Commands, check_output, say, show
+from zoo.cli.output import PICTURES, AllowNan, Commands, check_finite, check_output, say, show
 from zoo.errors import ConfigError
 from zoo.version import __version__
 
@@ -112,7 +112,7 @@ def predict(
     All pictures in a folder and its subfolders are read, sorted by folder and name; hidden ones are skipped. The exit
     status is 0 if all could be read; otherwise it is 1, after the labels of the others.
     """
-    from zoo.models.load import backbone_of, check_finite
+    from zoo.models.load import backbone_of
     from zoo.vision import load_classifier, predict, read_image
     from zoo.vision.images import ImageError
 

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -21,7 +20,11 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from zoo.errors import CheckpointError, ConfigError
+from zoo.files import make_writable
 from zoo.text import printable_lines
+
+if TYPE_CHECKING:
+    from torch import nn
 
 AllowNan = Annotated[bool, typer.Option("--allow-nan", help="Take weights that hold NaN or infinity.")]
 FAILED, INTERRUPTED = 1, 130
@@ -87,14 +90,28 @@ def check_output(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a file"
             raise ConfigError(f"{path}: is {kind}, expected the name of a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()
+        make_writable(path.parent)
         if path.exists():
             path.open("r+b").close()
     except ConfigError:
         raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that the weights of a model are numbers.
+
+    Raises:
+        CheckpointError: if there is NaN or infinity among them.
+    """
+    from zoo.weights.load import find_nonfinite
+
+    if wrong := find_nonfinite(model.state_dict()):
+        raise CheckpointError(
+            f"{len(wrong)} of the model's tensors hold NaN or infinity, the first is {wrong[0]}, so that its outputs "
+            "mean nothing; pass --allow-nan to use it all the same"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,6 +57,17 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not valid YAML: {error}") from error
 
 
+def read_text(path: Path) -> str:
+    """The text of a file; a pipe, which may never end, is none.
+
+    Raises:
+        OSError, UnicodeDecodeError: if it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -64,11 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     where = Where(str(path))
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: cannot be read: it is not a file")
-        text = path.read_text(encoding="utf-8")
-    except ConfigError:
-        raise
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     try:

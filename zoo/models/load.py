@@ -73,20 +73,6 @@ def load_checkpoint(model: nn.Module, source: str | PathLike[str] | StateDict, u
     )
 
 
-def check_finite(model: nn.Module) -> None:
-    """Check that the weights of a model are numbers.
-
-    Raises:
-        CheckpointError: if there is NaN or infinity among them.
-    """
-    floating = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    if wrong := [name for name, value in floating.items() if not value.isfinite().all()]:
-        raise CheckpointError(
-            f"{len(wrong)} of the model's tensors hold NaN or infinity, the first is {wrong[0]}, so that its outputs "
-            "mean nothing; pass --allow-nan to use it all the same"
-        )
-
-
 def may_lack(absent: Iterable[str] = (), dense: bool = True) -> Optional:
     """What a checkpoint may lack: norms of levels, what is `absent` from the model, and, where a checkpoint without a
     classifier will do as `dense` features, what detectors are built without."""

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
 from zoo.config.schema import check
 from zoo.errors import ConfigError, Where
+from zoo.files import make_writable
 from zoo.training.recipe import Recipe, differences, load_recipe
 from zoo.weights.verified import read_metadata
 
@@ -89,8 +89,7 @@ def _check_place(output: Path) -> None:
     """
     check(str(output), str, Where("output"))
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=output).close()
+        make_writable(output)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror or error})") from error
     for name in FILES:

@@ -185,7 +185,10 @@ class Run:
     def _stop(self) -> NoReturn:
         """End the run on request, with its state saved."""
         self._save_state()
-        raise Interrupted(f"stopped at step {self.progress.step}, saved in {self.output}; go on with --resume auto")
+        raise self._stopped()
+
+    def _stopped(self) -> Interrupted:
+        return Interrupted(f"stopped at step {self.progress.step}, saved in {self.output}; go on with --resume auto")
 
     def _judge(self, loss: float, norm: float, taken: bool) -> None:
         """Record the loss of a step, or count it as skipped."""
@@ -222,7 +225,7 @@ class Run:
         """The batches of a validation, until any process is asked to stop: everything is saved by then."""
         for batch in self._read(self.parts.validation_loader):
             if any_of(self.interrupt.asked, self.parts.accelerator):
-                self._stop()
+                raise self._stopped()
             yield batch
 
     def _close_epoch(self, metrics: Metrics) -> None:

@@ -24,8 +24,8 @@ class Interrupt:
             self._before = {}
             return self
         self._hook = sys.unraisablehook
-        ignored = getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        heard = SIGNALS[:2] if ignored else SIGNALS
+        hangup = getattr(signal, "SIGHUP", None)
+        heard = [n for n in SIGNALS if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 

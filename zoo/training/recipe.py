@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,11 +207,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def fingerprint(recipe: Recipe) -> str:
     """What must be equal in two parts of one run."""
-    return json.dumps({key: value for key, value in vars(recipe).items() if key not in NEVER_REPEATED}, sort_keys=True)
+    return json.dumps(_fixed(recipe), sort_keys=True)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Settings in which a resumed run differs from the original, although it may not."""
-    keys = [name for name in typing.get_type_hints(Recipe) if name not in NEVER_REPEATED]
-    pairs = [(key, getattr(old, key), getattr(new, key)) for key in keys]
-    return [f"{key}: {then!r}, now {now!r}" for key, then, now in pairs if then != now]
+    now = _fixed(new)
+    return [f"{key}: {then!r}, now {now[key]!r}" for key, then in _fixed(old).items() if then != now[key]]
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """The settings that a resumed run may not change."""
+    return {key: value for key, value in vars(recipe).items() if key not in NEVER_REPEATED}

@@ -93,10 +93,14 @@ def resized_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return F.interpolate(table[None].float(), shape[1:], mode="bilinear")[0].to(table.dtype)
 
 
-def nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names of the tensors that contain NaN or infinity; they are logged as a warning."""
+def find_nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names of the tensors that contain NaN or infinity."""
     floating = {name: value for name, value in tensors.items() if value.is_floating_point() and not value.is_meta}
-    names = tuple(name for name, value in floating.items() if not value.isfinite().all())
-    if names:
+    return tuple(name for name, value in floating.items() if not value.isfinite().all())
+
+
+def nonfinite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The same names, which are logged as a warning."""
+    if names := find_nonfinite(tensors):
         _logger.warning("the checkpoint holds NaN or infinity: %s", ", ".join(names[:5]))
     return names

@@ -7,7 +7,7 @@ from typing import cast
 
 from timm.data import ImageNetInfo
 
-from zoo.config.catalog import CONFIG_DIR
+from zoo.config.catalog import CONFIG_DIR, read_text
 from zoo.errors import ConfigError, Where
 from zoo.vision.folders import ARRAYS, PICTURES
 
@@ -25,9 +25,7 @@ def read_list(name: str) -> list[str]:
     if path.suffix != ".txt":
         raise Where("classes").unknown(name, [*shipped, "FILE.txt"], "list")
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: cannot be read as a list: it is not a file")
-        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a list ({error})") from error
     found = [line for line in lines if line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def _read(data: str, split: str | None, channels: int) -> Split:
         raise ConfigError(f"{place}: cannot be read as a data set: {str(error) or type(error).__name__}") from error
     numbers = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
     classes = tuple(map(printable, sorted(numbers, key=numbers.get)))
-    if alike := [name for name in classes if classes.count(name) > 1]:
+    if alike := [name for name, count in Counter(classes).items() for _ in range(count) if count > 1]:
         raise ConfigError(f"{place}: has {len(alike)} classes whose names look like {alike[0]!r}; rename one of them")
     if (targets := getattr(reader, "targets", None)) is None:
         pairs = getattr(reader, "samples", None)
