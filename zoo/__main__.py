@@ -6,18 +6,30 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
 
 
+class Stop:
+    """Raises KeyboardInterrupt at a signal, and remembers it: an import may swallow the error."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run a command; Ctrl-C, SIGTERM and a closed terminal end it alike, at any moment."""
     try:
-        for name in ("SIGTERM", "SIGHUP"):
+        stop = Stop()
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, stop)
         from zoo.cli.main import app
 
         app()

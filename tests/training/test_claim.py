@@ -21,6 +21,7 @@ import zoo
 from tests.test_cli import run
 from tests.training.conftest import TINY
 from tests.training.test_resume import assert_same_run
+from zoo.__main__ import Stop
 from zoo.errors import CheckpointError, ConfigError
 from zoo.training import claim, engine
 from zoo.training.claim import claimed
@@ -317,6 +318,17 @@ def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: 
         text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
     assert "Traceback" not in text
+
+
+def test_a_signal_that_an_import_has_swallowed_is_heard(tiny: Maker, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, Stop())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="stopped at step 1"):
+            train(tiny(workers=0), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

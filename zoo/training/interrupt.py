@@ -27,6 +27,7 @@ class Interrupt:
         hangup = getattr(signal, "SIGHUP", None)
         heard = [n for n in SIGNALS if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._hear) for number in heard}
+        self.asked = any(getattr(handler, "asked", False) for handler in self._before.values())  # before this, unheard
         return self
 
     def __exit__(self, *_: object) -> None:
