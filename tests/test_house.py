@@ -25,7 +25,7 @@ DOORS = {f"zoo.{name}": home for name, home in zoo._HOMES.items()}
 LONG_FOR_A_REASON: dict[str, str] = {}
 
 # The floors of the house, from the ground up: a room may import those that it names, and itself.
-LIGHT = {"errors", "files", "text", "version", "config"}
+LIGHT = {"errors", "files", "text", "stop", "version", "config"}
 """What needs neither torch nor a model."""
 PARTS = {"nn.registry", "nn.parts", "nn.layers", "kernels", *LIGHT}
 ROOMS = {
@@ -33,6 +33,7 @@ ROOMS = {
     "errors": set(),
     "files": set(),
     "text": set(),
+    "stop": set(),
     "version": set(),
     "config": {"errors", "configs"},
     "nn.registry": LIGHT,

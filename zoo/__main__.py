@@ -6,30 +6,16 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
-
-
-class Stop:
-    """Raises KeyboardInterrupt at a signal, and remembers it: an import may swallow the error."""
-
-    asked = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
-        self.asked = True
-        raise KeyboardInterrupt
+from zoo.stop import INTERRUPTED, Stop, asked, heard
 
 
 def main() -> None:
     """Run a command; Ctrl-C, SIGTERM and a closed terminal end it alike, at any moment."""
     try:
-        stop = Stop()
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, stop)
+        for number in heard():
+            signal.signal(number, Stop())
         from zoo.cli.main import app
 
         app()
@@ -37,6 +23,10 @@ def main() -> None:
         _end()
     except SystemExit as end:
         if end.code == INTERRUPTED:
+            _end()
+        raise
+    except Exception:
+        if asked():
             _end()
         raise
 

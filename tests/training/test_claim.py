@@ -15,14 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import typer
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 import zoo
 from tests.test_cli import run
 from tests.training.conftest import TINY
 from tests.training.test_resume import assert_same_run
-from zoo.__main__ import Stop
+from zoo.cli.output import _reported
 from zoo.errors import CheckpointError, ConfigError
+from zoo.stop import Stop
 from zoo.training import claim, engine
 from zoo.training.claim import claimed
 from zoo.training.data.loading import Batch, TrainingOrder
@@ -327,6 +329,20 @@ def test_a_signal_that_an_import_has_swallowed_is_heard(tiny: Maker, tmp_path: P
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted, match="stopped at step 1"):
             train(tiny(workers=0), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("error", [RecursionError, ImportError, RuntimeError])
+def test_a_signal_of_which_an_import_makes_another_error_is_heard(error: type[Exception]) -> None:
+    """As Python's import system and libraries that catch any error while they are imported do."""
+    before = signal.signal(signal.SIGTERM, Stop())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(typer.Exit) as end, _reported():
+            raise error("while importing")
+        assert end.value.exit_code == 130
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -21,13 +21,14 @@ from typer.core import TyperGroup
 
 from zoo.errors import CheckpointError, ConfigError
 from zoo.files import make_writable
+from zoo.stop import INTERRUPTED, asked
 from zoo.text import printable_lines
 
 if TYPE_CHECKING:
     from torch import nn
 
 AllowNan = Annotated[bool, typer.Option("--allow-nan", help="Take weights that hold NaN or infinity.")]
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 """What matplotlib writes."""
 WIDEST = 10_000
@@ -124,22 +125,26 @@ def _reported() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        _report(error)
+
+
+def _report(error: KeyboardInterrupt | Exception) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt) or asked():  # imports make other errors of a KeyboardInterrupt
         sys.unraisablehook = lambda _: None  # of what it has left half done
         _fail("interrupted", INTERRUPTED)
-    except (ConfigError, CheckpointError, ValueError, OSError, ImportError) as error:
+    if isinstance(error, (ConfigError, CheckpointError, ValueError, OSError, ImportError)):
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             drop(sys.stdout)  # what waits to be written cannot be written at the end either
         if isinstance(error, BrokenPipeError):  # `zoo list | head`
             raise typer.Exit(FAILED) from None
         _fail(_said(error))
-    except Exception as error:
-        if isinstance(error, typer.Abort) or hasattr(error, "exit_code") or os.environ.get("ZOO_TRACEBACK"):
-            raise
-        _fail(
-            f"{type(error).__name__}: {error}\nThis is a fault of zoo: please report it, with the traceback that the "
-            "same command shows under ZOO_TRACEBACK=1"
-        )
+    if isinstance(error, typer.Abort) or hasattr(error, "exit_code") or os.environ.get("ZOO_TRACEBACK"):
+        raise error
+    _fail(
+        f"{type(error).__name__}: {error}\nThis is a fault of zoo: please report it, with the traceback that the "
+        "same command shows under ZOO_TRACEBACK=1"
+    )
 
 
 class _Warnings(logging.Handler):
@@ -164,7 +169,7 @@ def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _fail(text: str, status: int = FAILED) -> None:
+def _fail(text: str, status: int = FAILED) -> NoReturn:
     with suppress(OSError):
         message = Text.assemble(("error:", "bold red"), f" {printable_lines(text)}")
         _Literal(stderr=True).print(message, soft_wrap=True)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from zoo.cli.output import INTERRUPTED, check_output, say, show, unbroken
+from zoo.cli.output import check_output, say, show, unbroken
 from zoo.errors import ConfigError
 from zoo.files import write_json
+from zoo.stop import INTERRUPTED
 
 MOST_CLASSES = 100
 """In a table."""

@@ -10,8 +10,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""The last one comes from a terminal that is closed, but not to a process under nohup."""
+from zoo import stop
 
 
 class Interrupt:
@@ -24,10 +23,10 @@ class Interrupt:
             self._before = {}
             return self
         self._hook = sys.unraisablehook
-        hangup = getattr(signal, "SIGHUP", None)
-        heard = [n for n in SIGNALS if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._hear) for number in heard}
-        self.asked = any(getattr(handler, "asked", False) for handler in self._before.values())  # before this, unheard
+        self.asked = stop.asked()
+        self._before = {number: signal.getsignal(number) for number in stop.heard()}
+        for number in self._before:
+            signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from zoo.stop import SIGNALS
 from zoo.training.data.splits import Split
-from zoo.training.interrupt import SIGNALS
 from zoo.training.randomness import drawn_from, mix
 from zoo.vision.images import ImageError, decode
 
