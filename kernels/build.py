@@ -38,10 +38,8 @@ def library() -> tuple[ctypes.CDLL, str]:
     Raises:
         CannotBuildError: if there is none.
     """
-    compiler = _compiler()
-    units, version = _units(), _version(compiler)
-    key = "\0".join([*units.values(), *FLAGS, *compiler, version, _processor()])
-    kept, note = _kept(hashlib.sha256(key.encode()).hexdigest()[:24])
+    compiler, units = _compiler(), _units()
+    kept, note = _kept(identity())
     if kept and os.path.lexists(kept):
         with suppress(OSError):
             return _load(kept), ""
@@ -62,6 +60,17 @@ def library() -> tuple[ctypes.CDLL, str]:
         f"the C++ kernels do not build with {shlex.join(compiler)}: {_first_line(failure)}; set CXX to a compiler of "
         "C++17 that knows OpenMP, as GCC does, and TMPDIR to a folder that can be written"
     )
+
+
+def identity() -> str:
+    """What a library depends on, as a file name: sources, compiler, processor.
+
+    Raises:
+        CannotBuildError: if there is no compiler, or there are no sources.
+    """
+    compiler = _compiler()
+    key = "\0".join([*_units().values(), *FLAGS, *compiler, _version(compiler), _processor()])
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def cache() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from functools import cache
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,6 +14,9 @@ from zoo.kernels.sizes import statically_true
 
 MOST_KEYS = 2**18
 """The limit per query: kernels that gather rows contiguously count them with 32-bit numbers."""
+
+Numbers: TypeAlias = "ctypes.Array[ctypes.c_int64]"
+Argument: TypeAlias = "torch.Tensor | ctypes.c_void_p | Numbers | int | float | None"
 
 _untold: list[str] = []
 """The warnings to raise."""
@@ -39,15 +43,27 @@ def too_many_keys(keys: int) -> str:
     )
 
 
-def call(function: str, *arguments: torch.Tensor | int | float | None) -> None:
-    """Call a C++ function: tensors become the pointers to their data, None a null pointer, the rest numbers.
+def call(function: str, *arguments: Argument) -> None:
+    """Call a C++ function: tensors and lists become pointers to their data, None a null pointer, the rest numbers.
 
     Raises:
         ValueError: if a tensor has a form that C++ does not read. Required are single precision or 64-bit integers in
             the memory of this process, maps (five axes) with contiguous channels, and everything else contiguous.
     """
-    kernels, _ = _library()
-    getattr(kernels, function)(*(_as_c(argument) for argument in arguments), ctypes.c_int64(torch.get_num_threads()))
+    found = getattr(_library()[0], function)
+    if found.argtypes is None:  # as every later call of this function has them
+        found.argtypes = [*map(_type, arguments), ctypes.c_int64]
+    found(*(_as_c(x) if isinstance(x, torch.Tensor) else x for x in arguments), torch.get_num_threads())
+
+
+def number(function: str) -> int:
+    """The number that a C++ function without arguments returns."""
+    kernels, reason = _library()
+    if kernels is None:
+        raise RuntimeError(f"there are no C++ kernels: {reason}")
+    found = getattr(kernels, function)
+    found.restype = ctypes.c_int64
+    return found()
 
 
 def empty(shape: tuple[int, ...]) -> torch.Tensor:
@@ -65,29 +81,40 @@ def as_float(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float32 and x.stride(-1) == 1 else x.float().contiguous()
 
 
-def numbers(*values: int) -> torch.Tensor:
+def numbers(*values: int) -> Numbers:
     """Integers as a list for the C++ kernels."""
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
+    return (ctypes.c_int64 * len(values))(*values)
 
 
-def strides(*maps: torch.Tensor) -> torch.Tensor:
+def strides(*maps: torch.Tensor) -> Numbers:
     """Strides of the first four axes of (B, H, W, heads, head_dim) tensors, one after the other."""
     return numbers(*(stride for x in maps for stride in x.stride()[:4]))
 
 
-def _as_c(argument: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64:
-    if argument is None:
-        return ctypes.c_void_p(None)
-    if isinstance(argument, torch.Tensor):
-        _check(argument)
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+def _type(argument: Argument) -> Any:
+    return {int: ctypes.c_int64, float: ctypes.c_float}.get(type(argument), ctypes.c_void_p)
 
 
-def _check(x: torch.Tensor) -> None:
+def rows(x: torch.Tensor) -> ctypes.c_void_p:
+    """The address of a tensor whose last axis alone has to be contiguous, for a function that knows its strides.
+
+    Raises:
+        ValueError: if it is not, or not single precision in the memory of this process.
+    """
+    if x.dtype != torch.float32 or not x.is_cpu or not (x.stride(-1) == 1 or x.shape[-1] == 1 or x.numel() == 0):
+        raise _unreadable(x)
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _as_c(x: torch.Tensor) -> int:
     dense = x.stride(-1) == 1 or x.shape[-1] == 1 if x.ndim == 5 else x.is_contiguous()
-    if x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu" or not (dense or x.numel() == 0):
-        raise ValueError(f"C++ does not read {tuple(x.shape)} {x.dtype} on {x.device} with strides {x.stride()}")
+    if x.dtype not in (torch.float32, torch.int64) or not x.is_cpu or not (dense or x.numel() == 0):
+        raise _unreadable(x)
+    return x.data_ptr()
+
+
+def _unreadable(x: torch.Tensor) -> ValueError:
+    return ValueError(f"C++ does not read {tuple(x.shape)} {x.dtype} on {x.device} with strides {x.stride()}")
 
 
 @cache

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zoo.models.edit import freeze, fuse, resize_positions
     from zoo.models.info import list_models, model_info
     from zoo.models.load import convert_checkpoint, load_checkpoint
+    from zoo.models.optimize import optimize
     from zoo.models.param_groups import parameter_groups
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "model_info",
     "models",
     "nn",
+    "optimize",
     "parameter_groups",
     "resize_positions",
     "timm_models",
@@ -51,6 +53,7 @@ _HOMES = {
     "list_models": "zoo.models.info",
     "load_checkpoint": "zoo.models.load",
     "model_info": "zoo.models.info",
+    "optimize": "zoo.models.optimize",
     "parameter_groups": "zoo.models.param_groups",
     "resize_positions": "zoo.models.edit",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,12 @@ TINY: dict[str, Any] = {
     "log_every": 1,
 }
 COLOURS = {"blue": (40, 60, 200), "green": (60, 190, 70), "red": (210, 50, 40)}
+
+
+def hear_signals() -> None:
+    """What runs in the background, or under nohup, ignores some signals, and so do its children."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def write_images(root: Path, count: int = 16, size: int = 16, seed: int = 0) -> Path:

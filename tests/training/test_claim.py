@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import zoo
 from tests.test_cli import run
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, hear_signals
 from tests.training.test_resume import assert_same_run
 from zoo.cli.output import _reported
 from zoo.errors import CheckpointError, ConfigError
@@ -357,7 +357,7 @@ def _started(recipe: Recipe, folder: Path) -> Iterator[subprocess.Popen]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_hear_signals,
+        preexec_fn=hear_signals,
     )
     try:
         yield process
@@ -365,9 +365,3 @@ def _started(recipe: Recipe, folder: Path) -> Iterator[subprocess.Popen]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _hear_signals() -> None:
-    """What runs in the background, or under nohup, ignores some signals, and so do its children."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)

@@ -66,7 +66,7 @@ def checkpoint_of(family: str, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("family", ["davit", "litv2", "maxvit", "nat"])
+@pytest.mark.parametrize("family", ["litv2", "maxvit"])
 def test_finetuning_beats_the_probe_that_it_starts_from(crops: Path, family: str, tmp_path: Path) -> None:
     common: dict[str, Any] = {"data": str(crops), "batch_size": 16, "lr_base": 16, "workers": 0}
     start = {"model": SMALLEST[family], "checkpoint": checkpoint_of(family, tmp_path), "img_size": 32}

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import zoo
 from tests.test_cli import run
-from tests.training.conftest import TINY, zoo_command
+from tests.training.conftest import TINY, hear_signals, zoo_command
 from zoo.errors import CheckpointError
 from zoo.training.engine import train
 from zoo.training.recipe import Recipe, load_recipe
@@ -149,7 +149,8 @@ def test_ctrl_c_saves_and_ends(tiny: Maker, tmp_path: Path) -> None:
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(tiny(epochs=2000, workers=1).to_yaml())
     command = [sys.executable, "-m", "zoo", "train", str(recipe), "-o", str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, preexec_fn=hear_signals, **pipes)
     while not list(output.glob("state/*")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -51,7 +51,7 @@ class Mlp(nn.Module):
             x, gate = cpu.linear_halves(self.fc1, x)
             return cpu.linear(self.fc2, cpu.multiply(self._activated(x), gate, self.fc1, self.dwconv or self.fc1))
         if self.dwconv is None:
-            return cpu.linear(self.fc2, cpu.linear(self.fc1, x, self.act))
+            return cpu.mlp(self.fc1, self.fc2, x, self.act)
         return cpu.linear(self.fc2, self._activated(cpu.linear(self.fc1, x)))
 
     @staticmethod

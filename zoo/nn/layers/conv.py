@@ -38,6 +38,8 @@ def convolve(conv: nn.Module, x: torch.Tensor, kernel: int = 1) -> torch.Tensor:
         kernel: its side, if that may exceed 16: oneDNN has no fast gradient for such kernels with one channels_last
             map.
     """
+    if getattr(conv, "of_nhwc", False):
+        return conv(x)
     maps = x.permute(0, 3, 1, 2)
     slow = kernel > 16 and x.device.type == "cpu" and statically_true(x.shape[0] == 1)
     # What passes for channels_last depends on the sizes, which would bind an exported program to some; and those who

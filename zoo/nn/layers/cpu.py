@@ -14,11 +14,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.packed_linear.api import packed_mlp, runs
+from zoo.kernels.packed_linear.native import activate_
 from zoo.kernels.watched import watched
 from zoo.nn.layers.activations import Activation, gelu_tanh
 from zoo.nn.layers.conv import convolve, pad_same, same_padding, zeros_beside
 from zoo.nn.layers.hooks import all_are_hooked, is_hooked
 from zoo.nn.layers.norm import FoldableNorm, apply_norm, folded, is_foldable, scale_and_shift
+from zoo.nn.layers.packed import NAMES, Packed, PackedConv
 
 MANY = 1024
 """The number of positions from which a linear layer is faster as a convolution."""
@@ -34,9 +37,20 @@ _IN_PLACE: dict[Activation, Activation] = {
 
 def linear(layer: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(layer(x)) of a linear layer on (..., C)."""
+    if isinstance(layer, PackedConv):
+        return layer(x, act)
     if type(layer) is not nn.Linear or not bare(x, layer):
         return _activated(layer(x), act)
     return _activated(_product(x, layer.weight, layer.bias), act, in_place=True)
+
+
+def mlp(first: nn.Module, second: nn.Module, x: torch.Tensor, act: Activation) -> torch.Tensor:
+    """second(act(first(x))) of linear layers on (B, H, W, C); packed ones without the hidden layer in memory."""
+    packed = [layer for layer in (first, second) if isinstance(layer, PackedConv) and not is_hooked(layer)]
+    if len(packed) == 2 and act in NAMES and x.ndim == 4 and bare(x):
+        one, two = packed
+        return packed_mlp(x, one.packed, two.packed, one.outputs, two.outputs, NAMES[act])
+    return linear(second, linear(first, x, act))
 
 
 def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +58,8 @@ def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
     Computed as two products, both halves are contiguous, which saves a copy in the following convolution or product.
     """
+    if isinstance(layer, PackedConv) and not is_hooked(layer):
+        return layer.halves(x)
     if type(layer) is not nn.Linear or layer.bias is None or not bare(x, layer):
         first, second = layer(x).chunk(2, dim=-1)
         return first, second
@@ -54,6 +70,8 @@ def linear_halves(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def conv(layer: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(layer(x)) of a convolution on (B, H, W, C)."""
+    if isinstance(layer, Packed):
+        return layer(x, act)
     return _activated(convolve(layer, x), act, in_place=type(layer) is nn.Conv2d and bare(x, layer))
 
 
@@ -65,6 +83,10 @@ def conv_norm(
     A batch norm in evaluation mode becomes part of the kernel, as long as that is smaller than the map (2 of 12 ms of
     MaxViT's first block); so does the odd zero of the padding, without a padded copy of the map.
     """
+    if isinstance(layer, Packed):
+        x = pad_same(x, cast(nn.Conv2d, layer)) if same else x
+        alone = type(norm) is nn.Identity and _is_plain(norm)
+        return layer(x, act) if alone else _activated(apply_norm(norm, layer(x)), act, in_place=bare(x, norm))
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or not bare(x, layer, norm):
         x = pad_same(x, cast(nn.Conv2d, layer)) if same else x  # what adapts a convolution has its sizes
         return _activated(apply_norm(norm, convolve(layer, x)), act)
@@ -141,4 +163,6 @@ def _activated(x: torch.Tensor, act: Activation | None, in_place: bool = False) 
     """In place, because a hidden layer is the largest tensor of most blocks, and new memory costs as much as `act`."""
     if act is None:
         return x
+    if in_place and act in NAMES and x.is_contiguous() and runs(x):
+        return activate_(x, NAMES[act])
     return _IN_PLACE.get(act, act)(x) if in_place else act(x)

@@ -43,7 +43,14 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
             tables[self] = kept
         return kept[2]
 
+    get.__dict__["of_weights"] = True
     return get
+
+
+def has_table(module: nn.Module) -> bool:
+    """Whether a module computes such a table, so that the speed of its layers matters little."""
+    methods = (method for kind in type(module).__mro__ for method in vars(kind).values())
+    return any(getattr(method, "of_weights", False) for method in methods)
 
 
 def _same(kept: torch.Tensor, now: torch.Tensor) -> bool:

@@ -1,0 +1,123 @@
+"""Linear layers and convolutions for inference on the CPU, with weights packed for the processor."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from zoo.kernels.backends import forced
+from zoo.kernels.native import why_not
+from zoo.kernels.packed_linear import native, reference
+from zoo.kernels.watched import watched
+
+SMALLEST_CHUNK = 48
+"""Rows of a task: a map with fewer such tasks than threads is computed one layer after the other."""
+
+
+def packed_mlp(
+    x: torch.Tensor,
+    first: tuple[torch.Tensor, torch.Tensor],
+    second: tuple[torch.Tensor, torch.Tensor],
+    hidden: int,
+    outputs: int,
+    act: str,
+) -> torch.Tensor:
+    """second(act(first(x))) of two linear layers, given as the panels and biases of `pack`.
+
+    Args:
+        x: (B, H, W, channels).
+        hidden, outputs: outputs of the first and of the second layer.
+        act, and where it runs: as for `packed_conv`.
+
+    Returns:
+        (B, H, W, outputs), contiguous.
+
+    Raises:
+        ValueError: if the shapes do not agree, or there is no such activation.
+    """
+    chunks = x.shape[:3].numel() // SMALLEST_CHUNK
+    if act == "none" or chunks < torch.get_num_threads() or not runs(x) or first[0].shape[2] != native.width():
+        return packed_conv(packed_conv(x, *first, hidden, act=act), *second, outputs)
+    _check(x, *first, hidden, (1, 1), act)
+    _check(x.new_empty(0, 1, 1, hidden), *second, outputs, (1, 1), "none")
+    return native.packed_mlp(x.contiguous(), first, second, hidden, outputs, act)
+
+
+def runs(x: torch.Tensor) -> bool:
+    """Whether the C++ kernels run for a tensor like `x` here and now."""
+    if torch.is_grad_enabled() or type(x) is not torch.Tensor or x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    return forced() in (None, "native") and not watched() and not why_not()
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights in the order in which the kernel reads them.
+
+    Args:
+        weight: (outputs, channels) of a linear layer or (outputs, channels, kh, kw) of a convolution, float32.
+        bias: (outputs,).
+
+    Returns:
+        panels: (ceil(outputs / width), kh * kw * channels, width), where `width` is the processor's.
+        bias: (ceil(outputs / width) * width,); zeros if there is none.
+    """
+    outputs, width = weight.shape[0], native.width()
+    rows = weight.flatten(2).transpose(1, 2).flatten(1) if weight.ndim == 4 else weight
+    missing = -outputs % width
+    panels = F.pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, width)).transpose(1, 2).contiguous()
+    return panels, F.pad(weight.new_zeros(outputs) if bias is None else bias, (0, missing))
+
+
+def unpack(panels: torch.Tensor, outputs: int, kernel: tuple[int, int] = (1, 1)) -> torch.Tensor:
+    """The weight (outputs, channels, kh, kw) that was packed."""
+    rows = panels.transpose(1, 2).flatten(0, 1)[:outputs]
+    return rows.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
+
+
+def packed_conv(
+    x: torch.Tensor,
+    panels: torch.Tensor,
+    bias: torch.Tensor,
+    outputs: int,
+    kernel: tuple[int, int] = (1, 1),
+    stride: tuple[int, int] = (1, 1),
+    act: str = "none",
+) -> torch.Tensor:
+    """act(conv(x) + bias) without padding; a linear layer is a 1x1 convolution.
+
+    It has no gradient: with gradients enabled, under a transform or in a compiled or exported program, and for tensors
+    that are not float32 on the CPU, PyTorch's own operators run on the unpacked weights.
+
+    Args:
+        x: (B, H, W, channels).
+        panels, bias: of `pack`.
+        outputs: channels of the result.
+        kernel, stride: per axis.
+        act: "none", "gelu", "gelu_tanh" or "silu".
+
+    Returns:
+        (B, h, w, outputs), contiguous.
+
+    Raises:
+        ValueError: if the shapes do not agree, or there is no such activation.
+    """
+    _check(x, panels, bias, outputs, kernel, act)
+    if not runs(x) or panels.shape[2] != native.width() or panels.dtype != x.dtype:
+        weight = unpack(panels, outputs, kernel).to(x.dtype)
+        return reference.packed_conv(x, weight, bias[:outputs].to(x.dtype), stride, act)
+    side_by_side = x.stride(3) == 1 and (kernel == (1, 1) or x.stride(2) == x.shape[3])
+    x = x if side_by_side else x.contiguous()
+    return native.packed_conv(x, panels, bias, outputs, kernel, stride, act)
+
+
+def _check(
+    x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor, outputs: int, kernel: tuple[int, int], act: str
+) -> None:
+    if act not in reference.ACTIVATIONS:
+        raise ValueError(f"act is {act!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
+    if x.ndim != 4 or panels.ndim != 3 or panels.shape[1] != kernel[0] * kernel[1] * x.shape[3]:
+        raise ValueError(f"x is {tuple(x.shape)}, panels {tuple(panels.shape)}: they do not fit a kernel of {kernel}")
+    if not panels.shape[0] * panels.shape[2] == bias.shape[0] >= outputs:
+        raise ValueError(f"panels are {tuple(panels.shape)} and the bias {tuple(bias.shape)}, for {outputs} outputs")
+    if min(x.shape[1] - kernel[0], x.shape[2] - kernel[1]) < 0:
+        raise ValueError(f"the map is {tuple(x.shape[1:3])}, expected at least the kernel {kernel}; pad it first")

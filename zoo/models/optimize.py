@@ -1,0 +1,146 @@
+"""`zoo.optimize`: a copy of a model for inference that is as fast as this processor allows."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from zoo.errors import ConfigError
+from zoo.kernels.depthwise_conv import native as depthwise
+from zoo.kernels.native import why_not
+from zoo.models.edit import fuse
+from zoo.models.load import backbone_of
+from zoo.models.tactics import Tactics
+from zoo.nn.layers.hooks import is_hooked
+from zoo.nn.layers.packed import PackedConv, PackedDepthwise, PackedLayerNorm
+from zoo.nn.layers.per_weights import has_table
+
+_logger = logging.getLogger(__name__)
+
+
+def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: torch.Tensor | None = None) -> nn.Module:
+    """A copy for inference on the CPU: the same outputs for images of any size, in less time.
+
+    Batch norms are folded (`zoo.fuse`), the weights of linear layers and convolutions are packed for the processor, and
+    their bias and activation are computed along with the product. Where PyTorch's own layer is faster on this machine,
+    it stays: what is faster is measured once for the shapes of `example` and kept beside the built kernels.
+
+    The copy has no gradients, and its state dict is another: save the model before. What was done is logged, and in
+    `optimized` of the copy, a count of layers for each of the things that were done to them.
+
+    Args:
+        model: of `zoo.create_model`, on the CPU.
+        dtype: float32.
+        example: images (B, in_chans, H, W) as they will be; one of the training size if not given.
+
+    Raises:
+        ConfigError: if this is not a model of the zoo, it is not in float32 on the CPU, or for another dtype.
+    """
+    backbone = backbone_of(model)
+    if dtype != torch.float32:
+        raise ConfigError(f"optimize: dtype is {dtype}, expected torch.float32; run the model itself under autocast")
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"optimize: {name} is {parameter.dtype} on {parameter.device}, expected torch.float32 on the CPU: "
+                "take model.float().cpu(), and for a GPU torch.compile"
+            )
+    copied = fuse(model).requires_grad_(False)
+    if reason := why_not():
+        _logger.warning("optimize: only batch norms are folded, because %s", reason)
+        return _described(copied, Counter())
+    if example is None:
+        example = torch.zeros(1, backbone.in_chans, *backbone.config.img_size)
+    return _described(copied, _swap(copied, example))
+
+
+def _described(model: nn.Module, done: Counter[str]) -> nn.Module:
+    model.optimized = dict(done)  # type: ignore[assignment]
+    _logger.info("optimize: %s", ", ".join(f"{count} {what}" for what, count in done.items()) or "nothing else")
+    return model
+
+
+@torch.no_grad()
+def _swap(model: nn.Module, example: torch.Tensor) -> Counter[str]:
+    """Replace layers by their packed forms where these are faster on what the layer gets from `example`."""
+    done: Counter[str] = Counter()
+    inputs = _inputs(model, example)
+    tactics = Tactics()
+    for name, layer in list(model.named_modules()):
+        packed = _PACKED.get(type(layer))
+        if packed is None or layer not in inputs:
+            continue
+        if reason := _why_not_packed(layer):
+            done[f"{type(layer).__name__} left as it is, {reason}"] += 1
+            continue
+        twin = packed(layer)
+        if tactics.is_faster(twin, layer, inputs[layer]):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, twin)
+            done[f"{type(layer).__name__} packed"] += 1
+        else:
+            done[f"{type(layer).__name__} left as it is, which is faster here"] += 1
+    tactics.keep()
+    return done
+
+
+def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
+    """What each layer that could be packed gets; without layers that compute tables, which are cached."""
+    tables = {layer for module in model.modules() if has_table(module) for layer in module.modules()}
+    seen: dict[nn.Module, torch.Tensor] = {}
+
+    def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.setdefault(layer, inputs[0])
+
+    layers = [m for m in model.modules() if type(m) in _PACKED and m not in tables]
+    handles = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _why_not_packed(layer: nn.Module) -> str:
+    if is_hooked(layer) or "forward" in layer.__dict__:
+        return "it is hooked"
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1 and (layer.groups != layer.in_channels or layer.in_channels != layer.out_channels):
+            return "it is grouped"
+        if layer.groups != 1 and (reason := _why_not_depthwise(layer)):
+            return reason
+        if layer.dilation != (1, 1) or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return "it is dilated or padded otherwise than by zeros"
+    if isinstance(layer, nn.LayerNorm) and (len(layer.normalized_shape) != 1 or layer.bias is None):
+        return "it has another shape"
+    return ""
+
+
+def _why_not_depthwise(layer: nn.Conv2d) -> str:
+    if layer.kernel_size[0] != layer.kernel_size[1] or layer.stride[0] != layer.stride[1]:
+        return "it is not square"
+    return depthwise.limit(layer.in_channels, layer.kernel_size[0], layer.stride[0])
+
+
+def _conv(layer: nn.Module) -> nn.Module:
+    assert isinstance(layer, nn.Conv2d)
+    return PackedConv(layer) if layer.groups == 1 else PackedDepthwise(layer)
+
+
+def _layer_norm(layer: nn.Module) -> nn.Module:
+    assert isinstance(layer, nn.LayerNorm)
+    packed = PackedLayerNorm(layer.normalized_shape, layer.eps).eval()
+    packed.weight, packed.bias = layer.weight, layer.bias
+    return packed
+
+
+_PACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Linear: PackedConv,
+    nn.Conv2d: _conv,
+    nn.LayerNorm: _layer_norm,
+}
