@@ -129,6 +129,7 @@ def test_exported_compiled_and_with_gradients() -> None:
     compiled = torch.compile(optimized, fullgraph=True, backend="eager")
     for other in (program, compiled):
         torch.testing.assert_close(other(images), expected, atol=1e-5, rtol=1e-4)
+    assert not optimized(images).requires_grad  # the kernels run without inference mode too
     images.requires_grad_()
     gradients = [torch.autograd.grad(m(images).square().sum(), images)[0] for m in (optimized, model)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)

@@ -18,9 +18,9 @@ def depthwise_conv(
 ) -> torch.Tensor:
     """act(conv(x) + bias) of each channel on its own.
 
-    PyTorch's own operators compute it where the C++ kernel has no form: with gradients enabled, under a transform or in
-    a compiled or exported program, for other dtypes and devices, for other kernels than 3, 5 and 7 and other strides
-    than 1 and 2, and for very few channels.
+    PyTorch's own operators compute it where the C++ kernel cannot: where a gradient is wanted, under a transform, in a
+    compiled or exported program, for other dtypes and devices, for kernels but 3, 5 and 7, for strides but 1 and 2, and
+    for very few channels.
 
     Args:
         x: (B, H, W, channels).
@@ -47,6 +47,6 @@ def depthwise_conv(
         raise ValueError(
             f"the map is {tuple(x.shape[1:3])} with {padding} zeros, expected at least the kernel {kernel}"
         )
-    if not runs(x) or weight.dtype != x.dtype or native.limit(x.shape[3], kernel, stride):
+    if not runs(x, weight, bias) or weight.dtype != x.dtype or native.limit(x.shape[3], kernel, stride):
         return reference.depthwise_conv(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding, act)
     return native.depthwise_conv(x if x.stride(3) == 1 else x.contiguous(), weight, bias, stride, padding, act)

@@ -35,17 +35,19 @@ def packed_mlp(
     Raises:
         ValueError: if the shapes do not agree, or there is no such activation.
     """
-    chunks = x.shape[:3].numel() // SMALLEST_CHUNK
-    if act == "none" or chunks < torch.get_num_threads() or not runs(x) or first[0].shape[2] != native.width():
+    whole = act != "none" and runs(x, *first, *second) and first[0].shape[2] == native.width()
+    if not whole or x.shape[:3].numel() < SMALLEST_CHUNK * torch.get_num_threads():
         return packed_conv(packed_conv(x, *first, hidden, act=act), *second, outputs)
     _check(x, *first, hidden, (1, 1), act)
     _check(x.new_empty(0, 1, 1, hidden), *second, outputs, (1, 1), "none")
     return native.packed_mlp(x.contiguous(), first, second, hidden, outputs, act)
 
 
-def runs(x: torch.Tensor) -> bool:
-    """Whether the C++ kernels run for a tensor like `x` here and now."""
-    if torch.is_grad_enabled() or type(x) is not torch.Tensor or x.dtype != torch.float32 or x.device.type != "cpu":
+def runs(x: torch.Tensor, *weights: torch.Tensor) -> bool:
+    """Whether the C++ kernels run for a tensor like `x` here and now; nobody wants gradients of it or of `weights`."""
+    if type(x) is not torch.Tensor or x.dtype != torch.float32 or not x.is_cpu:
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
         return False
     return forced() in (None, "native") and not watched() and not why_not()
 
@@ -85,7 +87,7 @@ def packed_conv(
 ) -> torch.Tensor:
     """act(conv(x) + bias) without padding; a linear layer is a 1x1 convolution.
 
-    It has no gradient: with gradients enabled, under a transform or in a compiled or exported program, and for tensors
+    It has no gradient: where one is wanted, under a transform or in a compiled or exported program, and for tensors
     that are not float32 on the CPU, PyTorch's own operators run on the unpacked weights.
 
     Args:
@@ -102,7 +104,7 @@ def packed_conv(
         ValueError: if the shapes do not agree, or there is no such activation.
     """
     _check(x, panels, bias, outputs, kernel, act)
-    if not runs(x) or panels.shape[2] != native.width() or panels.dtype != x.dtype:
+    if not runs(x, panels, bias) or panels.shape[2] != native.width() or panels.dtype != x.dtype:
         weight = unpack(panels, outputs, kernel).to(x.dtype)
         return reference.packed_conv(x, weight, bias[:outputs].to(x.dtype), stride, act)
     side_by_side = x.stride(3) == 1 and (kernel == (1, 1) or x.stride(2) == x.shape[3])

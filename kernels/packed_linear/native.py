@@ -50,7 +50,7 @@ def packed_mlp(x: torch.Tensor, first: Packed, second: Packed, hidden: int, outp
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """Layer norm over the last axis of a contiguous tensor."""
     out = empty(x.shape)
-    call("layer_norm_forward", x, weight, bias, out, numbers(x.numel() // x.shape[-1], x.shape[-1]), eps)
+    call("layer_norm_forward", x, weight, bias, out, numbers(x.numel() // x.shape[-1], x.shape[-1]), float(eps))
     return out
 
 

@@ -3,6 +3,7 @@
     python scripts/bench models                              # davit_tiny and maxvit_tiny_tf_224, batch 1 and 8
     python scripts/bench models --model davit_base --batch 4 --mode eager --csv benchmarks/models.csv
     python scripts/bench models --model nat_tiny --peer ../published.py --pass forward --pass training
+    python scripts/bench models --mode eager --mode optimized --runtime onnxruntime --runtime openvino --threads 1
 
 Peers are timm, where it has a model of the name, and the files given as `--peer`: each defines `create_model(name)`, a
 module or None (or any exception) for a name it does not know, and is named by its stem. This allows comparison with
@@ -10,13 +11,14 @@ published code that is not part of this repository. All run in one process, in t
 speed affect them equally; medians are compared. Peak memory is the maximum that one pass holds in tensors at once, in
 addition to the model and the images. A training pass is a forward and a backward pass of a cross entropy, without
 stochastic depth and optimiser. Below single precision the passes run under autocast. `graphed` is compiled with CUDA
-graphs (`mode="reduce-overhead"`).
+graphs (`mode="reduce-overhead"`). `optimized` is our model by `zoo.optimize`, next to the others as they are.
+`--runtime` adds our model as exported to another runtime, for a forward pass on the CPU in single precision.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -32,6 +34,7 @@ from torch.nn import functional as F
 
 import zoo
 from bench.measure import Call, append, default_device, peak_memory, race, setting
+from bench.runtimes import RUNTIMES
 
 Factory = Callable[[str], nn.Module | None]
 TIMM = frozenset(timm.list_models())
@@ -41,21 +44,24 @@ TIMM = frozenset(timm.list_models())
 def main(
     model: Annotated[list[str], typer.Option(help="Variants of the zoo.")] = ["davit_tiny", "maxvit_tiny_tf_224"],  # noqa: B006
     batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
-    mode: Annotated[list[str], typer.Option(help="eager, compiled, graphed")] = ["eager", "compiled"],  # noqa: B006
+    mode: Annotated[list[str], typer.Option(help="eager, compiled, graphed, optimized")] = ["eager", "compiled"],  # noqa: B006
     passes: Annotated[list[str], typer.Option("--pass", help="forward, training")] = ["forward"],  # noqa: B006
     size: Annotated[int, typer.Option(min=32, help="Side of the square images.")] = 224,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
     device: Annotated[str, typer.Option(help="cuda or cpu")] = default_device(),
     peer: Annotated[list[Path] | None, typer.Option(help="Python files with `create_model(name)`.")] = None,
+    runtime: Annotated[list[str] | None, typer.Option(help="onnxruntime, openvino")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = torch.get_num_threads(),
     rounds: Annotated[int, typer.Option(min=3, help="Timed passes of each model.")] = 20,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
 ) -> None:
     """Print a table of throughput and peak memory, ours against the others'."""
+    torch.set_num_threads(threads)
     factories = {"zoo": own, "timm": from_timm} | {path.stem: from_file(path) for path in peer or ()}
     cells = [(n, m, p, b) for n in model for m in mode for p in passes for b in batch]
     groups = []
     for name, way, kind, images in cells:
-        groups.append(measure(factories, name, way, kind, images, size, dtype, device, rounds))
+        groups.append(measure(factories, name, way, kind, images, size, dtype, device, rounds, runtime or ()))
         if csv_file is not None:
             append(csv_file, groups[-1])
     show(groups)
@@ -71,6 +77,7 @@ def measure(
     dtype: str,
     device: str,
     rounds: int,
+    runtimes: Sequence[str] = (),
 ) -> list[dict]:
     """The rows of one model, mode, pass and batch: ours, and those of each peer that has the model and can run it."""
     torch.compiler.reset()
@@ -80,6 +87,8 @@ def measure(
         call = prepared(factory, name, mode, kind, images, getattr(torch, dtype))
         if call is not None and (provider == "zoo" or works(call, f"{provider}, {name}, {mode}, {kind}")):
             calls[provider] = call
+    if kind == "forward" and device == "cpu" and dtype == "float32":
+        calls |= {runtime: RUNTIMES[runtime](name, images) for runtime in runtimes}
     seconds = race(calls, rounds)
     first_peer = next((provider for provider in calls if provider != "zoo"), "zoo")
     return [
@@ -95,8 +104,8 @@ def measure(
             "median_ms": round(1e3 * seconds[provider], 2),
             "images_per_second": round(batch / seconds[provider], 2),
             "ratio": round(seconds[first_peer] / seconds[provider], 3),
-            # A replay of a graph allocates nothing: its memory is reserved beforehand.
-            "peak_mb": "" if mode == "graphed" else round(peak_memory(call, device), 1),
+            # A replay of a graph allocates nothing: its memory is reserved beforehand. That of runtimes is not seen.
+            "peak_mb": "" if mode == "graphed" or provider in RUNTIMES else round(peak_memory(call, device), 1),
         }
         for provider, call in calls.items()
     ]
@@ -121,17 +130,22 @@ def show(groups: list[list[dict]]) -> None:
     for ours, *others in groups:
         start = (ours["model"], str(ours["batch"]), ours["mode"], ours["pass"])
         if not others:
-            table.add_row(*start, "-", f"{ours['images_per_second']:.1f}", "-", "-", f"{ours['peak_mb']:.0f}", "-", "-")
+            table.add_row(*start, "-", f"{ours['images_per_second']:.1f}", "-", "-", _memory(ours), "-", "-")
         for theirs in others:
+            known = ours["peak_mb"] and theirs["peak_mb"]
             table.add_row(
                 *start,
                 theirs["provider"],
                 *(f"{entry['images_per_second']:.1f}" for entry in (ours, theirs)),
                 f"{theirs['median_ms'] / ours['median_ms']:.2f}x",
-                *(f"{entry['peak_mb']:.0f}" for entry in (ours, theirs)),
-                f"{ours['peak_mb'] / theirs['peak_mb']:.2f}x",
+                *map(_memory, (ours, theirs)),
+                f"{ours['peak_mb'] / theirs['peak_mb']:.2f}x" if known else "-",
             )
     Console(width=140).print(table)
+
+
+def _memory(entry: dict) -> str:
+    return f"{entry['peak_mb']:.0f}" if entry["peak_mb"] else "-"
 
 
 def own(name: str) -> nn.Module:
@@ -169,7 +183,9 @@ def prepared(
     if model is None:
         return None
     model = model.to(images.device).train(kind == "training")
-    if mode != "eager":
+    if mode == "optimized" and factory is own:
+        model = zoo.optimize(model, example=images)
+    elif mode in ("compiled", "graphed"):
         model = torch.compile(model, dynamic=False, mode="reduce-overhead" if mode == "graphed" else None)
     return partial(train if kind == "training" else infer, model, images, dtype)
 

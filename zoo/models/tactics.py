@@ -47,7 +47,10 @@ class Tactics:
 
 def _gain(packed: nn.Module, layer: nn.Module, x: torch.Tensor) -> float:
     """How many times as fast `packed` is."""
-    maps = x.permute(0, 2, 3, 1).contiguous() if isinstance(layer, nn.Conv2d) else x
+    maps = x
+    if isinstance(layer, nn.Conv2d):
+        maps = x.permute(0, 2, 3, 1).contiguous()
+        x = maps.permute(0, 3, 1, 2)
     calls = [(layer, x), (packed, maps)]
     least = [float("inf")] * len(calls)
     start = time.perf_counter()

@@ -110,7 +110,7 @@ class PackedLayerNorm(nn.LayerNorm):
     """A layer norm with scale and shift over the last axis."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not runs(x) or not x.is_contiguous():
+        if not runs(x, self.weight, self.bias) or not x.is_contiguous():
             return super().forward(x)
         return native.layer_norm(x, self.weight, self.bias, self.eps)
 

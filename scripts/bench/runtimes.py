@@ -1,0 +1,48 @@
+"""Our models as other runtimes run them on the CPU: exported once, for images of one shape, in float32."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+import zoo
+from bench.measure import Call
+from zoo.export import export
+
+
+@cache
+def exported(name: str, size: int) -> Path:
+    """The ONNX file of a model, for any batch and size."""
+    path = Path(tempfile.mkdtemp(prefix="zoo-bench-")) / f"{name}.onnx"
+    export(zoo.create_model(name).eval(), path, "onnx", size)
+    return path
+
+
+def onnx_runtime(name: str, images: torch.Tensor) -> Call:
+    """A forward pass in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    path = exported(name, images.shape[-1])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
+
+
+def openvino(name: str, images: torch.Tensor) -> Call:
+    """A forward pass in OpenVINO."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(exported(name, images.shape[-1]))
+    model.reshape(list(images.shape))
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return partial(core.compile_model(model, "CPU", settings), [images.numpy()])
+
+
+RUNTIMES: dict[str, Callable[[str, torch.Tensor], Call]] = {"onnxruntime": onnx_runtime, "openvino": openvino}
