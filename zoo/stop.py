@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 from typing import NoReturn
 
@@ -13,12 +14,16 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 class Stop:
-    """Raises KeyboardInterrupt at a signal, and remembers it: an import may swallow the error, or make it another."""
+    """Raises KeyboardInterrupt at a signal, and remembers it: an import may swallow the error, or make it another.
+
+    What it hits may be left half done, such as a `__del__`, of which Python would print a traceback.
+    """
 
     asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
         self.asked = True
+        sys.unraisablehook = lambda _: None
         raise KeyboardInterrupt
 
 

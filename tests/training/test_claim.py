@@ -322,29 +322,47 @@ def test_a_signal_to_the_whole_group_saves(tiny: Maker, tmp_path: Path, number: 
     assert "Traceback" not in text
 
 
-def test_a_signal_that_an_import_has_swallowed_is_heard(tiny: Maker, tmp_path: Path) -> None:
+@pytest.fixture
+def _stoppable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM is heard as by a command."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = signal.signal(signal.SIGTERM, Stop())
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted, match="stopped at step 1"):
-            train(tiny(workers=0), tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.usefixtures("_stoppable")
+def test_a_signal_that_an_import_has_swallowed_is_heard(tiny: Maker, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped at step 1"):
+        train(tiny(workers=0), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("_stoppable")
 @pytest.mark.parametrize("error", [RecursionError, ImportError, RuntimeError])
 def test_a_signal_of_which_an_import_makes_another_error_is_heard(error: type[Exception]) -> None:
     """As Python's import system and libraries that catch any error while they are imported do."""
-    before = signal.signal(signal.SIGTERM, Stop())
-    try:
-        with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(typer.Exit) as end, _reported():
+        raise error("while importing")
+    assert end.value.exit_code == 130
+
+
+@pytest.mark.usefixtures("_stoppable")
+def test_a_signal_in_a_destructor_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+
+    class Loader:
+        def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(typer.Exit) as end, _reported():
-            raise error("while importing")
-        assert end.value.exit_code == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            time.sleep(0.1)
+
+    loader = Loader()
+    del loader
+    assert not seen
 
 
 @contextmanager
