@@ -39,7 +39,7 @@ def library() -> tuple[ctypes.CDLL, str]:
         CannotBuildError: if there is none.
     """
     compiler, units = _compiler(), _units()
-    kept, note = _kept(identity())
+    kept, note = _kept(_key(compiler, units))
     if kept and os.path.lexists(kept):
         with suppress(OSError):
             return _load(kept), ""
@@ -68,9 +68,7 @@ def identity() -> str:
     Raises:
         CannotBuildError: if there is no compiler, or there are no sources.
     """
-    compiler = _compiler()
-    key = "\0".join([*_units().values(), *FLAGS, *compiler, _version(compiler), _processor()])
-    return hashlib.sha256(key.encode()).hexdigest()[:24]
+    return _key(_compiler(), _units())
 
 
 def cache() -> Path:
@@ -89,6 +87,11 @@ def _kept(key: str) -> tuple[Path | None, str]:
         return cache().absolute() / f"{key}.so", ""
     except (RuntimeError, OSError) as error:
         return None, _not_kept(error)
+
+
+def _key(compiler: list[str], units: dict[Path, str]) -> str:
+    key = "\0".join([*units.values(), *FLAGS, *compiler, _version(compiler), _processor()])
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _not_kept(error: Exception, where: str = "") -> str:

@@ -1,5 +1,5 @@
 // Linear layers on the CPU with packed weights, and layer norms. A task is a chunk of rows times some of the panels; a
-// tile of its output stays in registers until bias, activation, scale and shortcut are done.
+// tile of its output stays in registers until bias and activation are done.
 #include "activations.h"
 
 namespace zoo::packed {
@@ -13,7 +13,7 @@ constexpr int VECTORS = 2, WIDTH = VECTORS * LANES;
 constexpr int64_t TILES = 32;  // of a chunk at most
 constexpr int AHEAD = 64;      // inputs whose weights are fetched early: large layers come from memory at every pass
 constexpr int LINE = 16;       // numbers of a cache line
-constexpr int64_t RUN = 256;  // inputs whose products are summed on their own: the sums of shorter runs are more exact
+constexpr int64_t RUN = 256;   // inputs whose products are summed on their own: the sums of shorter runs are more exact
 
 // A linear layer of the positions (batch, height, width) of a map, or a convolution: each reads `segments` times `length`
 // numbers that lie side by side, the rows of its kernel.

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from zoo.kernels.depthwise_conv.api import depthwise_conv
 from zoo.kernels.packed_linear import native
 from zoo.kernels.packed_linear.api import pack, packed_conv, runs, unpack
-from zoo.nn.layers.activations import Activation, gelu_tanh
+from zoo.nn.layers.activations import ACTIVATIONS, Activation
 from zoo.nn.layers.conv import zeros_beside
 
-NAMES: dict[Activation, str] = {F.gelu: "gelu", gelu_tanh: "gelu_tanh", F.silu: "silu"}
+NAMES: dict[Activation | None, str] = {act: name for name, act in ACTIVATIONS.items()}
 
 
 class Packed(nn.Module):
@@ -26,6 +26,11 @@ class Packed(nn.Module):
 
     def forward(self, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
         """act(layer(x))."""
+        y = self.compute(x, NAMES.get(act, "none"))
+        return y if act is None or act in NAMES else act(y)
+
+    def compute(self, x: torch.Tensor, act: str) -> torch.Tensor:
+        """The same with an activation of the kernels."""
         raise NotImplementedError
 
 
@@ -58,14 +63,12 @@ class PackedConv(Packed):
         weight = unpack(self.panels, self.outputs, self.kernel_size)
         return weight[:, :, 0, 0] if self.kernel_size == (1, 1) else weight
 
-    def forward(self, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
-        """act(layer(x))."""
+    def compute(self, x: torch.Tensor, act: str) -> torch.Tensor:
+        """See `Packed`."""
         (above, left), shape = self.padding, x.shape
         if above or left:
             x = F.pad(x, (0, 0, left, left, above, above))
-        name = "none" if act is None else NAMES.get(act, "none")
-        y = packed_conv(_map(x), self.panels, self.bias, self.outputs, self.kernel_size, self.stride, name)
-        y = y if act is None or act in NAMES else act(y)
+        y = packed_conv(_map(x), self.panels, self.bias, self.outputs, self.kernel_size, self.stride, act)
         return y if len(shape) == 4 else y.view(*shape[:-1], self.outputs)
 
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,10 +99,9 @@ class PackedDepthwise(Packed):
         bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
         self.register_buffer("bias", bias.detach().clone())
 
-    def forward(self, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
-        name = "none" if act is None else NAMES.get(act, "none")
-        y = depthwise_conv(x, self.weight, self.bias, self.stride[0], self.padding, name)
-        return y if act is None or act in NAMES else act(y)
+    def compute(self, x: torch.Tensor, act: str) -> torch.Tensor:
+        """See `Packed`."""
+        return depthwise_conv(x, self.weight, self.bias, self.stride[0], self.padding, act)
 
     def extra_repr(self) -> str:
         channels, sizes = len(self.bias), f"kernel_size={self.kernel_size}, stride={self.stride}"
