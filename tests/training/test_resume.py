@@ -180,6 +180,31 @@ def test_a_killed_reader_is_explained(
         train(tiny(workers=1), tmp_path / "run")
 
 
+def test_a_reader_ends_though_its_run_was_killed_before_it_began() -> None:
+    """The output ends when no process holds it any more."""
+    said = subprocess.run(
+        [sys.executable, "-c", ORPHAN], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+    )
+    assert said.returncode == -signal.SIGKILL
+    assert said.stdout == "begun\n"
+
+
+ORPHAN = """
+import multiprocessing, os, signal, time
+from zoo.training.data.loading import _start_worker
+
+def read(parent):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    _start_worker(0)
+    print("begun", flush=True)
+    signal.pause()
+
+multiprocessing.get_context("fork").Process(target=read, args=(os.getpid(),)).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -159,11 +162,19 @@ def _collate(samples: list[tuple[torch.Tensor, int, int, list[Note]]]) -> Batch:
 def _start_worker(_: int) -> None:
     """Ignore Ctrl-C and its like, sent to the whole group: the training process saves, using what its workers read, and
     ends them. A second SIGTERM is obeyed."""
+    Thread(target=_end_with_parent, daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     sys.excepthook = _without_broken_connections
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """PyTorch's own watch misses a parent that was killed before it began, and the run's lock would be held for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _without_broken_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
