@@ -15,12 +15,14 @@ from zoo.kernels.exporting import exporting
 from zoo.kernels.launch import capability
 from zoo.kernels.switch import Switch
 from zoo.kernels.transforms import transformed
+from zoo.kernels.watched import watched
 
 BACKENDS = ("triton", "native", "reference")
 WIDEST_HEAD = 128
 WIDEST_EXACT_HEAD = 64
 """The same in float32 if a program has 64 KiB of shared memory: before Ampere, and on AMD GPUs."""
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _forced: Switch[str | None] = Switch("backend", None)
 
 
@@ -51,9 +53,18 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
     if find_spec(f"zoo.kernels.{operation}") is None:
         raise ValueError(f"there is no operation {operation!r} in zoo.kernels")
     if find_spec(f"zoo.kernels.{operation}.operator") is None:
-        return f"{operation}: reference, PyTorch's own kernels are the fastest known"
+        return f"{operation}: {_without_operator(operation, q, *tensors)}"
     backend, reason = _choice(q, _native_limit(operation, (q, *tensors), settings))
     return f"{operation}: {backend}, {reason}"
+
+
+def _without_operator(operation: str, *tensors: torch.Tensor) -> str:
+    if find_spec(f"zoo.kernels.{operation}.native") is None:
+        return "reference, PyTorch's own kernels are the fastest known"
+    if not infers_natively(*tensors):
+        return "reference, the C++ kernels run in float32 on the CPU without gradients"
+    reason = _native_limit(operation, tensors, {})
+    return f"reference, {reason}" if reason else "native, float32 on the CPU without gradients"
 
 
 def _native_limit(operation: str, tensors: tuple[torch.Tensor, ...], settings: dict[str, object]) -> str:
@@ -76,6 +87,19 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}, expected one of {', '.join(BACKENDS)}")
     return _forced.to(name)
+
+
+def infers_natively(*tensors: torch.Tensor) -> bool:
+    """Whether C++ kernels that have no gradient run for tensors, of which the first is in float32 on the CPU.
+
+    They do not where a gradient is wanted, and where something observes the operations.
+    """
+    x = tensors[0]
+    if x.dtype != torch.float32 or not x.is_cpu or any(type(t) not in _PLAIN for t in tensors):
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return forced() in (None, "native") and not watched() and not native.why_not()
 
 
 def forced() -> str | None:

@@ -106,6 +106,17 @@ def rows(x: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(x.data_ptr())
 
 
+def bfloat16(x: torch.Tensor) -> ctypes.c_void_p:
+    """The address of a contiguous tensor in bfloat16, which `call` itself takes for a mistake.
+
+    Raises:
+        ValueError: if it is not one in the memory of this process.
+    """
+    if x.dtype != torch.bfloat16 or not x.is_cpu or not x.is_contiguous():
+        raise _unreadable(x)
+    return ctypes.c_void_p(x.data_ptr())
+
+
 def _as_c(x: torch.Tensor) -> int:
     dense = x.stride(-1) == 1 or x.shape[-1] == 1 if x.ndim == 5 else x.is_contiguous()
     if x.dtype not in (torch.float32, torch.int64) or not x.is_cpu or not (dense or x.numel() == 0):

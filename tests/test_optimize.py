@@ -135,6 +135,45 @@ def test_exported_compiled_and_with_gradients() -> None:
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
 
 
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers of bfloat16 on any processor; where there are no products of it, PyTorch computes them."""
+    monkeypatch.setattr(optimize, "has_bfloat16", lambda: True)
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_bfloat16_of_every_family(small: str) -> None:
+    """The logits against float32; BiFormer may choose other regions, LITv2's offsets magnify every difference."""
+    checkpoint = golden.Golden(RECORDS[small]).state_dict() if small in RECORDS else None
+    model = zoo.create_model(small, checkpoint=checkpoint).eval()
+    optimized = zoo.optimize(model, dtype=torch.bfloat16)
+    assert optimized.optimized["Linear packed in bfloat16"]
+    for size in SIZES:
+        images = golden.images(*size)
+        with torch.inference_mode():
+            found, expected = optimized(images), model(images)
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).std() / expected.std() < 0.1
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_bfloat16_is_copied_exported_and_cast() -> None:
+    model = zoo.optimize(quick(), dtype=torch.bfloat16)
+    images = golden.images(1, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(images), expected)
+        for other in (torch.export.export(model, (images,)).module(), copy.deepcopy(model).float()):
+            torch.testing.assert_close(other(images), expected, atol=0.05, rtol=0.05)
+
+
+def test_bfloat16_needs_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize, "has_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match="does not multiply bfloat16 numbers"):
+        zoo.optimize(quick(), dtype=torch.bfloat16)
+
+
 def test_without_a_compiler_norms_are_folded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(optimize, "why_not", lambda: "no C++ compiler was found")
     model = zoo.create_model("maxvit_rmlp_pico_rw_256").eval()
@@ -154,7 +193,7 @@ def test_a_pickle_works_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPat
 def test_what_it_cannot_serve_is_refused() -> None:
     model = quick()
     for wrong, settings, match in (
-        (model, {"dtype": torch.bfloat16}, "expected torch.float32"),
+        (model, {"dtype": torch.float16}, "expected torch.float32 or torch.bfloat16"),
         (copy.deepcopy(model).half(), {}, "torch.float16 on cpu"),
         (copy.deepcopy(model).to("meta"), {}, "on meta"),
         (nn.Linear(3, 4), {}, "model of the zoo"),

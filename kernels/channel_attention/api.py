@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.channel_attention import reference
+from zoo.kernels.backends import infers_natively
+from zoo.kernels.channel_attention import native, reference
 from zoo.kernels.checks import check_qkv, check_scale
 from zoo.kernels.recording import recorded
 
@@ -15,6 +16,8 @@ def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: 
 
     Per head, A = softmax(scale * k^T v) over the last axis, a head_dim x head_dim matrix of channels, and the
     output at each position is A q: the queries carry the content, keys and values the weights.
+
+    On the CPU a C++ kernel runs in float32 where no gradient is wanted, elsewhere PyTorch's own operators.
 
     Args:
         q, k, v: (B, H, W, heads, head_dim), any strides; heads are the channel groups.
@@ -27,4 +30,7 @@ def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: 
         ValueError: if shapes, dtypes or devices do not agree.
     """
     check_qkv(q, k, v)
-    return reference.channel_attention(q, k, v, check_scale(scale, q.shape[-1]))
+    scale = check_scale(scale, q.shape[-1])
+    if infers_natively(q, k, v) and not native.limit(q):
+        return native.forward(q, k, v, scale)
+    return reference.channel_attention(q, k, v, scale)

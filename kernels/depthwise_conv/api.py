@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.backends import infers_natively
 from zoo.kernels.depthwise_conv import native, reference
-from zoo.kernels.packed_linear.api import runs
 
 
 def depthwise_conv(
@@ -47,6 +47,6 @@ def depthwise_conv(
         raise ValueError(
             f"the map is {tuple(x.shape[1:3])} with {padding} zeros, expected at least the kernel {kernel}"
         )
-    if not runs(x, weight, bias) or weight.dtype != x.dtype or native.limit(x.shape[3], kernel, stride):
+    if not infers_natively(x, weight, bias) or weight.dtype != x.dtype or native.limit(x.shape[3], kernel, stride):
         return reference.depthwise_conv(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding, act)
     return native.depthwise_conv(x if x.stride(3) == 1 else x.contiguous(), weight, bias, stride, padding, act)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from zoo.kernels.backends import forced
-from zoo.kernels.native import why_not
+from zoo.kernels.backends import infers_natively
 from zoo.kernels.packed_linear import native, reference
-from zoo.kernels.watched import watched
 
 SMALLEST_CHUNK = 48
 """Rows of a task: a map with fewer such tasks than threads is computed one layer after the other."""
@@ -35,45 +33,44 @@ def packed_mlp(
     Raises:
         ValueError: if the shapes do not agree, or there is no such activation.
     """
-    whole = act != "none" and runs(x, *first, *second) and first[0].shape[2] == native.width()
-    if not whole or x.shape[:3].numel() < SMALLEST_CHUNK * torch.get_num_threads():
+    whole = act != "none" and infers_natively(x, *first, *second) and _is_readable(first[0]) and _is_readable(second[0])
+    if not whole or first[0].dtype != second[0].dtype or x.shape[:3].numel() < SMALLEST_CHUNK * torch.get_num_threads():
         return packed_conv(packed_conv(x, *first, hidden, act=act), *second, outputs)
     _check(x, *first, hidden, (1, 1), act)
     _check(x.new_empty(0, 1, 1, hidden), *second, outputs, (1, 1), "none")
     return native.packed_mlp(x.contiguous(), first, second, hidden, outputs, act)
 
 
-def runs(x: torch.Tensor, *weights: torch.Tensor) -> bool:
-    """Whether the C++ kernels run for a tensor like `x` here and now; nobody wants gradients of it or of `weights`."""
-    if type(x) is not torch.Tensor or x.dtype != torch.float32 or not x.is_cpu:
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
-        return False
-    return forced() in (None, "native") and not watched() and not why_not()
-
-
-def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def pack(
+    weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights in the order in which the kernel reads them.
 
     Args:
         weight: (outputs, channels) of a linear layer or (outputs, channels, kh, kw) of a convolution, float32.
         bias: (outputs,).
+        dtype: of the numbers that are multiplied: float32, or bfloat16, for which the inputs are rounded as well. The
+            sums, bias and activation are in float32 always.
 
     Returns:
-        panels: (ceil(outputs / width), kh * kw * channels, width), where `width` is the processor's.
+        panels: (ceil(outputs / width), inputs, width) with inputs = kh * kw * channels, where `width` is the
+            processor's; (ceil(outputs / width), ceil(inputs / 2), width, 2) for bfloat16.
         bias: (ceil(outputs / width) * width,); zeros if there is none.
     """
     outputs, width = weight.shape[0], native.width()
     rows = weight.flatten(2).transpose(1, 2).flatten(1) if weight.ndim == 4 else weight
     missing = -outputs % width
-    panels = F.pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, width)).transpose(1, 2).contiguous()
-    return panels, F.pad(weight.new_zeros(outputs) if bias is None else bias, (0, missing))
+    bias = F.pad(weight.new_zeros(outputs) if bias is None else bias, (0, missing))
+    panels = F.pad(rows, (0, 0, 0, missing)).unflatten(0, (-1, width))
+    if dtype == torch.bfloat16:
+        panels = F.pad(panels, (0, rows.shape[1] % 2)).to(dtype).unflatten(2, (-1, 2))
+    return panels.transpose(1, 2).contiguous(), bias
 
 
-def unpack(panels: torch.Tensor, outputs: int, kernel: tuple[int, int] = (1, 1)) -> torch.Tensor:
+def unpack(panels: torch.Tensor, outputs: int, channels: int, kernel: tuple[int, int] = (1, 1)) -> torch.Tensor:
     """The weight (outputs, channels, kh, kw) that was packed."""
-    rows = panels.transpose(1, 2).flatten(0, 1)[:outputs]
-    return rows.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
+    rows = panels.transpose(1, 2).flatten(0, 1)[:outputs].flatten(1)[:, : kernel[0] * kernel[1] * channels]
+    return rows.unflatten(1, (*kernel, channels)).permute(0, 3, 1, 2)
 
 
 def packed_conv(
@@ -104,12 +101,19 @@ def packed_conv(
         ValueError: if the shapes do not agree, or there is no such activation.
     """
     _check(x, panels, bias, outputs, kernel, act)
-    if not runs(x, panels, bias) or panels.shape[2] != native.width() or panels.dtype != x.dtype:
-        weight = unpack(panels, outputs, kernel).to(x.dtype)
+    if not infers_natively(x, panels, bias) or not _is_readable(panels):
+        weight = unpack(panels, outputs, x.shape[3], kernel).to(x.dtype)
         return reference.packed_conv(x, weight, bias[:outputs].to(x.dtype), stride, act)
     side_by_side = x.stride(3) == 1 and (kernel == (1, 1) or x.stride(2) == x.shape[3])
     x = x if side_by_side else x.contiguous()
     return native.packed_conv(x, panels, bias, outputs, kernel, stride, act)
+
+
+def _is_readable(panels: torch.Tensor) -> bool:
+    """Whether the C++ kernels of this processor read panels, which may have come from another one or been cast."""
+    if panels.ndim == 4 and not (panels.dtype == torch.bfloat16 and native.has_bfloat16()):
+        return False
+    return panels.shape[2] == native.width() and (panels.ndim == 4 or panels.dtype == torch.float32)
 
 
 def _check(
@@ -117,7 +121,8 @@ def _check(
 ) -> None:
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act is {act!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
-    if x.ndim != 4 or panels.ndim != 3 or panels.shape[1] != kernel[0] * kernel[1] * x.shape[3]:
+    inputs = kernel[0] * kernel[1] * x.shape[-1]
+    if x.ndim != 4 or panels.ndim not in (3, 4) or panels.shape[1] != (inputs if panels.ndim == 3 else -(-inputs // 2)):
         raise ValueError(f"x is {tuple(x.shape)}, panels {tuple(panels.shape)}: they do not fit a kernel of {kernel}")
     if not panels.shape[0] * panels.shape[2] == bias.shape[0] >= outputs:
         raise ValueError(f"panels are {tuple(panels.shape)} and the bias {tuple(bias.shape)}, for {outputs} outputs")

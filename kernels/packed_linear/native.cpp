@@ -1,40 +1,14 @@
 // Linear layers on the CPU with packed weights, and layer norms. A task is a chunk of rows times some of the panels; a
 // tile of its output stays in registers until bias and activation are done.
-#include "activations.h"
+#include "packed_linear/bfloat16.h"
 
 namespace zoo::packed {
 
-#ifdef __AVX512F__
-constexpr int ROWS = 14;  // with two vectors a row, as many sums as the registers hold
-#else
-constexpr int ROWS = 6;
-#endif
-constexpr int VECTORS = 2, WIDTH = VECTORS * LANES;
-constexpr int64_t TILES = 32;  // of a chunk at most
-constexpr int AHEAD = 64;      // inputs whose weights are fetched early: large layers come from memory at every pass
-constexpr int LINE = 16;       // numbers of a cache line
-constexpr int64_t RUN = 256;   // inputs whose products are summed on their own: the sums of shorter runs are more exact
-
-// A linear layer of the positions (batch, height, width) of a map, or a convolution: each reads `segments` times `length`
-// numbers that lie side by side, the rows of its kernel.
-// panels: (ceil(outputs / WIDTH), segments * length, WIDTH) weights, zero beyond the last output; bias as long as all
-// panels.
-struct Layer {
-  const float *x, *panels, *bias;
-  float* out;
-  int64_t batch, height, width, segments, length, outputs;
-  int64_t image, row, column, segment;  // strides of x
-
-  int64_t positions() const { return batch * height * width; }
-  int64_t panel_count() const { return (outputs + WIDTH - 1) / WIDTH; }
-  const float* at(int64_t position) const {
-    return x + position / (height * width) * image + position / width % height * row + position % width * column;
-  }
-};
+constexpr int64_t RUN = 256;  // inputs whose products are summed on their own: the sums of shorter runs are more exact
 
 // inputs: where each row of the tile begins in x.
 template <int R, int ACT>
-[[gnu::noinline]] void tile(const Layer& p, const float* const* inputs, int64_t row, int64_t panel) {
+[[gnu::noinline]] void tile(const Layer<float>& p, const float* const* inputs, int64_t row, int64_t panel) {
   const float *x[R], *weights = p.panels + panel * p.segments * p.length * WIDTH;
   std::copy(inputs, inputs + R, x);
   Vector whole[R][VECTORS];
@@ -47,7 +21,7 @@ template <int R, int ACT>
 #pragma GCC unroll 4
       for (int64_t l = from; l < to; l++, weights += WIDTH) {
         Vector column[VECTORS];
-        for (int j = 0; j < WIDTH; j += LINE) __builtin_prefetch(weights + AHEAD * WIDTH + j);
+        for (int j = 0; j < WIDTH; j += LINE / 4) __builtin_prefetch(weights + AHEAD * WIDTH + j);
         for (int j = 0; j < VECTORS; j++) column[j] = load(weights + j * LANES);
         for (int i = 0; i < R; i++)
           for (int j = 0; j < VECTORS; j++) sums[i][j] += x[i][l] * column[j];
@@ -66,26 +40,14 @@ template <int R, int ACT>
 }
 
 template <int R, int ACT>
-void tile_of(const Layer& p, int rows, const float* const* inputs, int64_t row, int64_t panel) {
+void tile_of(const Layer<float>& p, int rows, const float* const* inputs, int64_t row, int64_t panel) {
   if constexpr (R > 0)
     rows == R ? tile<R, ACT>(p, inputs, row, panel) : tile_of<R - 1, ACT>(p, rows, inputs, row, panel);
 }
 
-// Rows dealt to tiles of nearly equal height, and tiles to chunks.
-struct Chunks {
-  int64_t rows, tiles, count;
-
-  Chunks(int64_t rows, int64_t threads) : rows(rows), tiles((rows + ROWS - 1) / ROWS) {
-    int64_t most = std::clamp<int64_t>(tiles / threads, 1, TILES);
-    count = (tiles + most - 1) / most;
-  }
-  int64_t tile(int64_t i) const { return i * tiles / count; }  // the first of a chunk
-  int64_t row(int64_t tile) const { return tile * rows / std::max<int64_t>(tiles, 1); }
-};
-
 // The rows of one chunk times panels [first, last).
 template <int ACT>
-void compute(const Layer& p, const Chunks& chunks, int64_t chunk, int64_t first, int64_t last) {
+void compute(const Layer<float>& p, const Chunks& chunks, int64_t chunk, int64_t first, int64_t last) {
   int64_t from = chunks.tile(chunk), to = chunks.tile(chunk + 1), base = chunks.row(from);
   const float* inputs[TILES * ROWS];
   for (int64_t row = base; row < chunks.row(to); row++) inputs[row - base] = p.at(row);
@@ -97,10 +59,9 @@ void compute(const Layer& p, const Chunks& chunks, int64_t chunk, int64_t first,
 }
 
 template <int ACT>
-void linear(const Layer& p, int64_t threads) {
+void linear(const Layer<float>& p, int64_t threads) {
   Chunks chunks(p.positions(), threads);
-  int64_t panels = p.panel_count(), parts = 1;  // of the panels, where there are few rows
-  if (threads > 1) parts = std::clamp<int64_t>(3 * threads / std::max<int64_t>(chunks.count, 1), 1, panels);
+  int64_t panels = p.panel_count(), parts = chunks.parts(panels, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < chunks.count * parts; task++) {
     int64_t part = task % parts;
@@ -110,7 +71,7 @@ void linear(const Layer& p, int64_t threads) {
 
 // second(activation(first)) of the rows of a contiguous map, chunk by chunk: what lies between is never in memory whole.
 template <int ACT>
-void mlp(const Layer& first, const Layer& second, int64_t threads) {
+void mlp(const Layer<float>& first, const Layer<float>& second, int64_t threads) {
   Chunks chunks(first.positions(), threads);
 #pragma omp parallel num_threads(threads)
   {
@@ -119,7 +80,7 @@ void mlp(const Layer& first, const Layer& second, int64_t threads) {
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < chunks.count; i++) {
       int64_t row = chunks.row(chunks.tile(i));
-      Layer a = first, b = second;  // with the rows of this chunk of the hidden map alone
+      Layer<float> a = first, b = second;  // with the rows of this chunk of the hidden map alone
       a.out = hidden.data() - row * a.outputs, b.x = hidden.data() - row * b.column;
       compute<ACT>(a, chunks, i, 0, a.panel_count());
       compute<NONE>(b, chunks, i, 0, b.panel_count());
@@ -167,35 +128,51 @@ extern "C" {
 
 int64_t packed_linear_width() { return zoo::packed::WIDTH; }
 
-// shape: batch, height, width, segments, length, outputs, then the strides of x for image, row, column and segment.
-// act: as in activations.h.
-void packed_linear_forward(const float* x, const float* panels, const float* bias, float* out,
-                           const int64_t* shape, int64_t act, int64_t threads) {
-  zoo::packed::Layer p{x, panels, bias, out, shape[0], shape[1], shape[2], shape[3], shape[4],
-                        shape[5], shape[6], shape[7], shape[8], shape[9]};
-  if (act == zoo::GELU) zoo::packed::linear<zoo::GELU>(p, threads);
-  else if (act == zoo::GELU_TANH) zoo::packed::linear<zoo::GELU_TANH>(p, threads);
-  else if (act == zoo::SILU) zoo::packed::linear<zoo::SILU>(p, threads);
-  else zoo::packed::linear<zoo::NONE>(p, threads);
+// Whether this processor multiplies bfloat16 numbers.
+int64_t packed_linear_has_bfloat16() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// shape: see `layer_of`. act: as in activations.h.
+void packed_linear_forward(const float* x, const float* panels, const float* bias, float* out, const int64_t* shape,
+                           int64_t act, int64_t threads) {
+  using namespace zoo::packed;
+  auto p = layer_of(x, panels, bias, out, shape);
+  with_activation(act, [&](auto a) { linear<a>(p, threads); });
 }
 
 // shape: rows, inputs, hidden, outputs.
 void packed_mlp_forward(const float* x, const float* panels1, const float* bias1, const float* panels2,
                         const float* bias2, float* out, const int64_t* shape, int64_t act, int64_t threads) {
-  int64_t rows = shape[0], inputs = shape[1], hidden = shape[2], outputs = shape[3];
-  zoo::packed::Layer first{x, panels1, bias1, nullptr, 1, 1, rows, 1, inputs, hidden, 0, 0, inputs, 0};
-  zoo::packed::Layer second{nullptr, panels2, bias2, out, 1, 1, rows, 1, hidden, outputs, 0, 0, hidden, 0};
-  if (act == zoo::GELU) zoo::packed::mlp<zoo::GELU>(first, second, threads);
-  else if (act == zoo::GELU_TANH) zoo::packed::mlp<zoo::GELU_TANH>(first, second, threads);
-  else if (act == zoo::SILU) zoo::packed::mlp<zoo::SILU>(first, second, threads);
-  else zoo::packed::mlp<zoo::NONE>(first, second, threads);
+  using namespace zoo::packed;
+  auto [first, second] = mlp_of(x, panels1, bias1, panels2, bias2, out, shape);
+  with_activation(act, [&, &first = first, &second = second](auto a) { mlp<a>(first, second, threads); });
 }
+
+#ifdef __AVX512BF16__
+// The same of weights in bfloat16: panels are (ceil(outputs / WIDTH), pairs of inputs, WIDTH, 2).
+void packed_linear_bfloat16_forward(const float* x, const uint16_t* panels, const float* bias, float* out,
+                                    const int64_t* shape, int64_t act, int64_t threads) {
+  using namespace zoo::packed;
+  auto p = layer_of(x, panels, bias, out, shape);
+  with_activation(act, [&](auto a) { pair_linear<a>(p, threads); });
+}
+
+void packed_mlp_bfloat16_forward(const float* x, const uint16_t* panels1, const float* bias1, const uint16_t* panels2,
+                                 const float* bias2, float* out, const int64_t* shape, int64_t act, int64_t threads) {
+  using namespace zoo::packed;
+  auto [first, second] = mlp_of(x, panels1, bias1, panels2, bias2, out, shape);
+  with_activation(act, [&, &first = first, &second = second](auto a) { pair_mlp<a>(first, second, threads); });
+}
+#endif
 
 // In place.
 void activation_forward(float* x, int64_t count, int64_t act, int64_t threads) {
-  if (act == zoo::GELU) zoo::packed::activate<zoo::GELU>(x, count, threads);
-  else if (act == zoo::GELU_TANH) zoo::packed::activate<zoo::GELU_TANH>(x, count, threads);
-  else if (act == zoo::SILU) zoo::packed::activate<zoo::SILU>(x, count, threads);
+  zoo::packed::with_activation(act, [&](auto a) { zoo::packed::activate<a>(x, count, threads); });
 }
 
 void layer_norm_forward(const float* x, const float* weight, const float* bias, float* out, const int64_t* shape,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
 
-from zoo.kernels.native import call, empty, number, numbers, rows
+from zoo.kernels.native import bfloat16, call, empty, number, numbers, rows
 
 Packed = tuple[torch.Tensor, torch.Tensor]
 """Panels and bias."""
@@ -17,6 +18,12 @@ CODES = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
 def width() -> int:
     """Outputs of a panel."""
     return number("packed_linear_width")
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 numbers: AVX512-BF16."""
+    return bool(number("packed_linear_has_bfloat16"))
 
 
 def packed_conv(
@@ -35,7 +42,8 @@ def packed_conv(
     image, row, column = x.stride()[:3]
     layout = (batch, *shape, kernel[0], kernel[1] * channels, outputs)
     steps = (image, row * stride[0], column * stride[1], row)
-    call("packed_linear_forward", rows(x), panels, bias, out, numbers(*layout, *steps), CODES[act])
+    function = f"packed_linear{_kind(panels)}_forward"
+    call(function, rows(x), _weights(panels), bias, out, numbers(*layout, *steps), CODES[act])
     return out
 
 
@@ -43,8 +51,19 @@ def packed_mlp(x: torch.Tensor, first: Packed, second: Packed, hidden: int, outp
     """See `api.packed_mlp`, which checks the arguments."""
     out = empty((*x.shape[:3], outputs))
     shape = numbers(out.numel() // outputs, x.shape[3], hidden, outputs)
-    call("packed_mlp_forward", x, *first, *second, out, shape, CODES[act])
+    (panels1, bias1), (panels2, bias2) = first, second
+    function = f"packed_mlp{_kind(panels1)}_forward"
+    call(function, x, _weights(panels1), bias1, _weights(panels2), bias2, out, shape, CODES[act])
     return out
+
+
+def _kind(panels: torch.Tensor) -> str:
+    return "_bfloat16" if panels.dtype == torch.bfloat16 else ""
+
+
+def _weights(panels: torch.Tensor) -> torch.Tensor | ctypes.c_void_p:
+    """Panels as a function of their kind takes them."""
+    return bfloat16(panels) if _kind(panels) else panels
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:

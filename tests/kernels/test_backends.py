@@ -260,7 +260,10 @@ def test_explanations() -> None:
     )
     assert "at most 128 channels, not 160" in explain("neighborhood_attention", q.repeat(1, 1, 1, 1, 10))
     assert explain("neighborhood_attention", q.to("meta")).endswith("reference, there are no kernels for meta")
-    assert explain("channel_attention", q).startswith("channel_attention: reference")
+    assert explain("channel_attention", q, q, q).startswith("channel_attention: native")
+    assert "without gradients" in explain("channel_attention", q.clone().requires_grad_(), q, q)
+    assert "a multiple of 16" in explain("channel_attention", *[q[..., :8]] * 3)
+    assert explain("global_attention", q).startswith("global_attention: reference")
     with pytest.raises(ValueError, match="no operation 'attention'"):
         explain("attention", q)
 

@@ -12,6 +12,7 @@ from torch import nn
 from zoo.errors import ConfigError
 from zoo.kernels.depthwise_conv import native as depthwise
 from zoo.kernels.native import why_not
+from zoo.kernels.packed_linear.native import has_bfloat16
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
 from zoo.models.tactics import Tactics
@@ -29,20 +30,25 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
     their bias and activation are computed along with the product. Where PyTorch's own layer is faster on this machine,
     it stays: what is faster is measured once for the shapes of `example` and kept beside the built kernels.
 
+    With bfloat16, the products of linear layers and convolutions take numbers of that precision and are summed in
+    float32; everything between them, and what the model takes and returns, stays float32. The logits then differ by
+    about 1 % of their spread.
+
     The copy has no gradients, and its state dict is another: save the model before. What was done is logged, and in
     `optimized` of the copy, a count of layers for each of the things that were done to them.
 
     Args:
         model: of `zoo.create_model`, on the CPU.
-        dtype: float32.
+        dtype: of the numbers that are multiplied: float32 or bfloat16.
         example: images (B, in_chans, H, W) as they will be; one of the training size if not given.
 
     Raises:
-        ConfigError: if this is not a model of the zoo, it is not in float32 on the CPU, or for another dtype.
+        ConfigError: if this is not a model of the zoo, it is not in float32 on the CPU, for another dtype, or for
+            bfloat16 on a processor without products of it.
     """
     backbone = backbone_of(model)
-    if dtype != torch.float32:
-        raise ConfigError(f"optimize: dtype is {dtype}, expected torch.float32; run the model itself under autocast")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"optimize: dtype is {dtype}, expected torch.float32 or torch.bfloat16")
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ConfigError(
@@ -53,9 +59,14 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
     if reason := why_not():
         _logger.warning("optimize: only batch norms are folded, because %s", reason)
         return _described(copied, Counter())
+    if dtype == torch.bfloat16 and not has_bfloat16():
+        raise ConfigError(
+            "optimize: this processor does not multiply bfloat16 numbers (AVX512-BF16), so that float32 is faster: "
+            "take dtype=torch.float32"
+        )
     if example is None:
         example = torch.zeros(1, backbone.in_chans, *backbone.config.img_size)
-    return _described(copied, _swap(copied, example))
+    return _described(copied, _swap(copied, example, dtype))
 
 
 def _described(model: nn.Module, done: Counter[str]) -> nn.Module:
@@ -65,7 +76,7 @@ def _described(model: nn.Module, done: Counter[str]) -> nn.Module:
 
 
 @torch.no_grad()
-def _swap(model: nn.Module, example: torch.Tensor) -> Counter[str]:
+def _swap(model: nn.Module, example: torch.Tensor, dtype: torch.dtype) -> Counter[str]:
     """Replace layers by their packed forms where these are faster on what the layer gets from `example`."""
     done: Counter[str] = Counter()
     inputs = _inputs(model, example)
@@ -77,15 +88,19 @@ def _swap(model: nn.Module, example: torch.Tensor) -> Counter[str]:
         if reason := _why_not_packed(layer):
             done[f"{type(layer).__name__} left as it is, {reason}"] += 1
             continue
-        twin = packed(layer)
+        twin = packed(layer, dtype)
         if tactics.is_faster(twin, layer, inputs[layer]):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, twin)
-            done[f"{type(layer).__name__} packed"] += 1
+            done[f"{type(layer).__name__} packed{_kind(twin)}"] += 1
         else:
             done[f"{type(layer).__name__} left as it is, which is faster here"] += 1
     tactics.keep()
     return done
+
+
+def _kind(twin: nn.Module) -> str:
+    return " in bfloat16" if isinstance(twin, PackedConv) and twin.panels.dtype == torch.bfloat16 else ""
 
 
 def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
@@ -127,12 +142,12 @@ def _why_not_depthwise(layer: nn.Conv2d) -> str:
     return depthwise.limit(layer.in_channels, layer.kernel_size[0], layer.stride[0])
 
 
-def _conv(layer: nn.Module) -> nn.Module:
+def _conv(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     assert isinstance(layer, nn.Conv2d)
-    return PackedConv(layer) if layer.groups == 1 else PackedDepthwise(layer)
+    return PackedConv(layer, dtype) if layer.groups == 1 else PackedDepthwise(layer)
 
 
-def _layer_norm(layer: nn.Module) -> nn.Module:
+def _layer_norm(layer: nn.Module, _: torch.dtype) -> nn.Module:
     assert isinstance(layer, nn.LayerNorm)
     packed = PackedLayerNorm(layer.normalized_shape, layer.eps).eval()
     packed.weight, packed.bias = layer.weight, layer.bias

@@ -30,7 +30,7 @@ class Tactics:
 
     def is_faster(self, packed: nn.Module, layer: nn.Module, x: torch.Tensor) -> bool:
         """Whether `packed` is faster than `layer`, or as fast, on tensors like `x`."""
-        key = f"{layer} {tuple(x.shape)} {x.stride()} {torch.get_num_threads()}"
+        key = f"{layer} {packed} {tuple(x.shape)} {x.stride()} {torch.get_num_threads()}"
         gain = self._known.get(key)
         if not isinstance(gain, float):
             gain = self._known[key] = round(_gain(packed, layer, x), 3)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.kernels.packed_linear.api import packed_mlp, runs
+from zoo.kernels.backends import infers_natively
+from zoo.kernels.packed_linear.api import packed_mlp
 from zoo.kernels.packed_linear.native import activate_
 from zoo.kernels.watched import watched
 from zoo.nn.layers.activations import Activation, gelu_tanh
@@ -163,6 +164,6 @@ def _activated(x: torch.Tensor, act: Activation | None, in_place: bool = False) 
     """In place, because a hidden layer is the largest tensor of most blocks, and new memory costs as much as `act`."""
     if act is None:
         return x
-    if in_place and act in NAMES and x.is_contiguous() and runs(x):
+    if in_place and act in NAMES and x.is_contiguous() and infers_natively(x):
         return activate_(x, NAMES[act])
     return _IN_PLACE.get(act, act)(x) if in_place else act(x)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.backends import infers_natively
 from zoo.kernels.depthwise_conv.api import depthwise_conv
 from zoo.kernels.packed_linear import native
-from zoo.kernels.packed_linear.api import pack, packed_conv, runs, unpack
+from zoo.kernels.packed_linear.api import pack, packed_conv, unpack
 from zoo.nn.layers.activations import ACTIVATIONS, Activation
 from zoo.nn.layers.conv import zeros_beside
 
@@ -40,7 +41,7 @@ class PackedConv(Packed):
     panels: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.outputs, self.inputs = layer.weight.shape[:2]
         self.kernel_size, self.stride, self.padding = (1, 1), (1, 1), (0, 0)
@@ -48,7 +49,7 @@ class PackedConv(Packed):
             self.kernel_size = (layer.kernel_size[0], layer.kernel_size[1])
             self.stride = (layer.stride[0], layer.stride[1])
             self.padding = zeros_beside(layer)
-        panels, bias = pack(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+        panels, bias = pack(layer.weight.detach(), None if layer.bias is None else layer.bias.detach(), dtype)
         self.register_buffer("panels", panels)
         self.register_buffer("bias", bias)
 
@@ -60,7 +61,7 @@ class PackedConv(Packed):
     @property
     def weight(self) -> torch.Tensor:
         """The layer's own weight."""
-        weight = unpack(self.panels, self.outputs, self.kernel_size)
+        weight = unpack(self.panels, self.outputs, self.inputs, self.kernel_size)
         return weight[:, :, 0, 0] if self.kernel_size == (1, 1) else weight
 
     def compute(self, x: torch.Tensor, act: str) -> torch.Tensor:
@@ -83,7 +84,7 @@ class PackedConv(Packed):
 
     def extra_repr(self) -> str:
         sizes = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
-        return f"{self.inputs}, {self.outputs}, {sizes}"
+        return f"{self.inputs}, {self.outputs}, {sizes}, dtype={self.panels.dtype}"
 
 
 class PackedDepthwise(Packed):
@@ -112,7 +113,7 @@ class PackedLayerNorm(nn.LayerNorm):
     """A layer norm with scale and shift over the last axis."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not runs(x, self.weight, self.bias) or not x.is_contiguous():
+        if not infers_natively(x, self.weight, self.bias) or not x.is_contiguous():
             return super().forward(x)
         return native.layer_norm(x, self.weight, self.bias, self.eps)
 

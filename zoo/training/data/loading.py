@@ -171,7 +171,7 @@ def _start_worker(_: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """PyTorch's own watch misses a parent that was killed before it began, and the run's lock would be held for ever."""
+    """PyTorch's own watch misses a parent that was killed before it began, and the run would stay locked for ever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
