@@ -59,7 +59,8 @@ def explain_backend(operation: str, q: torch.Tensor, *tensors: torch.Tensor, **s
 
 
 def _without_operator(operation: str, *tensors: torch.Tensor) -> str:
-    if find_spec(f"zoo.kernels.{operation}.native") is None:
+    own = f"zoo.kernels.{operation}.native"
+    if find_spec(own) is None or not hasattr(import_module(own), "forward"):
         return "reference, PyTorch's own kernels are the fastest known"
     if not infers_natively(*tensors):
         return "reference, the C++ kernels run in float32 on the CPU without gradients"

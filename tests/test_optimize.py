@@ -221,4 +221,4 @@ def test_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_measuring_takes_real_time() -> None:
     layer = nn.Linear(16, 16)
     with torch.inference_mode():
-        assert 0 < tactics._gain(PackedConv(layer), layer, torch.randn(1, 4, 4, 16)) < 100
+        assert 0 < tactics._gain(PackedConv(layer), layer, (torch.randn(1, 4, 4, 16),)) < 100

@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
+from zoo.kernels.backends import infers_natively
 from zoo.kernels.checks import as_pair
-from zoo.kernels.deform_conv import reference, vision_op
+from zoo.kernels.deform_conv import native, reference, vision_op
 from zoo.kernels.transforms import twice_differentiable
 
 
@@ -38,15 +39,41 @@ def deform_conv(
     stride = as_pair(stride, "stride")
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[1]:
         raise ValueError(f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}: expected (B, H, W, C) and (.., C, ..)")
-    sides = zip(x.shape[1:3], weight.shape[2:], stride, strict=True)
-    shape = (x.shape[0], *((n - k) // s + 1 for n, k, s in sides), 2 * weight.shape[2] * weight.shape[3])
-    if min(shape[1:3]) < 1:
-        raise ValueError(f"the map is {tuple(x.shape[1:3])}, expected at least the kernel {tuple(weight.shape[2:])}")
-    if offset.shape != shape:
-        raise ValueError(f"offset is {tuple(offset.shape)}, expected {shape}")
+    _check_offset(x, offset, (weight.shape[2], weight.shape[3]), stride)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {tuple(bias.shape)}, expected {tuple(weight.shape[:1])}")
     plain = partial(reference.deform_conv, stride=stride)
     if not vision_op.can_run(x):
         return plain(x, offset, weight, bias)
     return twice_differentiable(partial(vision_op.deform_conv, stride=stride), plain, x, offset, weight, bias)
+
+
+def taps(
+    x: torch.Tensor, offset: torch.Tensor, kernel: int | tuple[int, int], stride: int | tuple[int, int] = 1
+) -> torch.Tensor:
+    """What the taps of a deformable convolution read: its output is their product with the weight.
+
+    On the CPU a C++ kernel runs in float32 where no gradient is wanted, elsewhere PyTorch's own operators.
+
+    Args:
+        x, offset, stride: see `deform_conv`.
+        kernel: (kh, kw).
+
+    Returns:
+        (B, h, w, kh, kw, C_in).
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    kernel, stride = as_pair(kernel, "kernel"), as_pair(stride, "stride")
+    _check_offset(x, offset, kernel, stride)
+    return (native if infers_natively(x, offset) else reference).taps(x, offset, kernel, stride)
+
+
+def _check_offset(x: torch.Tensor, offset: torch.Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    sides = zip(x.shape[1:3], kernel, stride, strict=True)
+    shape = (x.shape[0], *((n - k) // s + 1 for n, k, s in sides), 2 * kernel[0] * kernel[1])
+    if min(shape[1:3]) < 1:
+        raise ValueError(f"the map is {tuple(x.shape[1:3])}, expected at least the kernel {kernel}")
+    if offset.shape != shape:
+        raise ValueError(f"offset is {tuple(offset.shape)}, expected {shape}")

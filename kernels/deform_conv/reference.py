@@ -10,7 +10,13 @@ def deform_conv(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int]
 ) -> torch.Tensor:
     """See `api.deform_conv`."""
-    kernel = tuple(weight.shape[2:])
+    read = taps(x, offset, (weight.shape[2], weight.shape[3]), stride)
+    out = torch.einsum("bhwijc,ocij->bhwo", read, weight)
+    return out if bias is None else out + bias
+
+
+def taps(x: torch.Tensor, offset: torch.Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> torch.Tensor:
+    """See `api.taps`."""
     rows, columns = (
         torch.arange(n, device=x.device)[:, None] * s + torch.arange(k, device=x.device)
         for n, s, k in zip(offset.shape[1:3], stride, kernel, strict=True)
@@ -19,9 +25,7 @@ def deform_conv(
     offset = offset.unflatten(3, (*kernel, 2))  # (B, h, w, kh, kw, 2)
     y = rows[:, None, :, None] + offset[..., 0]
     z = columns[None, :, None, :] + offset[..., 1]
-    taps = _bilinear(x, y, z)
-    out = torch.einsum("bhwijc,ocij->bhwo", taps, weight)
-    return out if bias is None else out + bias
+    return _bilinear(x, y, z)
 
 
 def _bilinear(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:

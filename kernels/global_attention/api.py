@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from zoo.kernels.backends import infers_natively
 from zoo.kernels.checks import check_qkv, check_scale, check_table
-from zoo.kernels.global_attention import reference
+from zoo.kernels.global_attention import native, reference
 from zoo.kernels.recording import recorded
 
 
@@ -18,6 +19,8 @@ def global_attention(
     scale: float | None = None,
 ) -> torch.Tensor:
     """softmax(scale * q k^T + bias) v over all positions of the map of k and v.
+
+    On the CPU a C++ kernel runs in float32 where no gradient is wanted, elsewhere PyTorch's own operator.
 
     Args:
         q: (B, H, W, heads, head_dim), any strides.
@@ -35,4 +38,7 @@ def global_attention(
     pairs = (q.shape[3], q.shape[1] * q.shape[2], k.shape[1] * k.shape[2])
     if bias is not None:
         check_table("bias", bias, pairs, q)
-    return reference.global_attention(q, k, v, bias, check_scale(scale, q.shape[-1]))
+    scale = check_scale(scale, q.shape[-1])
+    if infers_natively(q, k, v) and not native.limit(k, bias):
+        return native.forward(q, k, v, scale)
+    return reference.global_attention(q, k, v, bias, scale)

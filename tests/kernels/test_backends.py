@@ -263,7 +263,8 @@ def test_explanations() -> None:
     assert explain("channel_attention", q, q, q).startswith("channel_attention: native")
     assert "without gradients" in explain("channel_attention", q.clone().requires_grad_(), q, q)
     assert "a multiple of 16" in explain("channel_attention", *[q[..., :8]] * 3)
-    assert explain("global_attention", q).startswith("global_attention: reference")
+    assert "takes no bias" in explain("global_attention", q, q, q, q)
+    assert explain("deform_conv", q).startswith("deform_conv: reference")
     with pytest.raises(ValueError, match="no operation 'attention'"):
         explain("attention", q)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from zoo.kernels import deform_conv
 from zoo.kernels.deform_conv import reference, vision_op
+from zoo.kernels.deform_conv.api import taps
 from zoo.kernels.deform_conv.cases import AWKWARD, MODELS, Case
 
 SMALL = [case for case in (*MODELS, *AWKWARD) if case.shape[0] * case.shape[1] <= 200]
@@ -136,6 +137,23 @@ def test_narrower_offsets_keep_the_dtype(route: str) -> None:
     offset = offset.bfloat16()
     out = ROUTES[route](x, offset, weight, bias, (2, 2))
     torch.testing.assert_close(out, ROUTES[route](x, offset.float(), weight, bias, (2, 2)))
+
+
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "part of another"])
+def test_what_the_taps_read(case: Case, layout: str) -> None:
+    """The C++ kernel: inside, across and far beyond the borders, and nowhere."""
+    x, offset, _, _ = inputs(case, dtype=torch.float32)
+    offset.flatten()[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])
+    if layout == "NCHW":
+        x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    elif layout == "part of another":
+        x = torch.cat([x, x], dim=3)[..., : case.channels[0]]
+    expected = reference.taps(x.double(), offset.double(), case.kernel, case.stride)
+    error = 4 * max(case.shape) * torch.finfo(torch.float32).eps  # positions are single precision
+    found = taps(x, offset, case.kernel, case.stride).double()
+    torch.testing.assert_close(found, expected, atol=error, rtol=error, equal_nan=True)
+    assert found.isnan().any()
 
 
 @pytest.mark.parametrize("route", ROUTES)

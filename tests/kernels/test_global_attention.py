@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zoo.kernels import global_attention
+from zoo.kernels.global_attention import reference
 from zoo.kernels.global_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -44,6 +47,42 @@ def brute_force(q, k, v, bias, scale: float | None = None) -> torch.Tensor:
 def test_equals_brute_force(case: Case) -> None:
     q, k, v, bias = inputs(case)
     torch.testing.assert_close(global_attention(q, k, v, bias), brute_force(q, k, v, bias))
+
+
+NUMBERS = st.integers(1, 33)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.tuples(NUMBERS, NUMBERS),
+    st.tuples(NUMBERS, NUMBERS),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.integers(1, 160),
+    st.integers(1, 3),
+)
+def test_kernel_at_any_shape(
+    shape: tuple[int, int], keys: tuple[int, int], batch: int, heads: int, head_dim: int, threads: int
+) -> None:
+    q = torch.randn(batch, heads, *shape, head_dim).permute(0, 2, 3, 1, 4)
+    k, v = torch.randn(batch, *keys, 2, heads, head_dim).unbind(3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = global_attention(q, k, v)
+    finally:
+        torch.set_num_threads(before)
+    expected = reference.global_attention(q.double(), k.double(), v.double(), None, None)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_nan_and_infinity_go_through() -> None:
+    """Through the softmax; some of PyTorch's own kernels lose a NaN."""
+    q, k, v, _ = inputs(AWKWARD[0], dtype=torch.float32)
+    q[0, 0, 0, 0, 0], k[1, 0, 0, 0, 0] = torch.nan, torch.inf
+    found, expected = global_attention(q, k, v), brute_force(q, k, v, None)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert found.isnan().any()
 
 
 def test_scale_is_an_argument() -> None:

@@ -16,8 +16,9 @@ from zoo.kernels.packed_linear.native import has_bfloat16
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
 from zoo.models.tactics import Tactics
+from zoo.nn.embeds import DeformConv2d
 from zoo.nn.layers.hooks import is_hooked
-from zoo.nn.layers.packed import PackedConv, PackedDepthwise, PackedLayerNorm
+from zoo.nn.layers.packed import PackedConv, PackedDeformConv, PackedDepthwise, PackedLayerNorm
 from zoo.nn.layers.per_weights import has_table
 
 _logger = logging.getLogger(__name__)
@@ -100,16 +101,17 @@ def _swap(model: nn.Module, example: torch.Tensor, dtype: torch.dtype) -> Counte
 
 
 def _kind(twin: nn.Module) -> str:
-    return " in bfloat16" if isinstance(twin, PackedConv) and twin.panels.dtype == torch.bfloat16 else ""
+    panels = getattr(twin, "panels", None)
+    return " in bfloat16" if panels is not None and panels.dtype == torch.bfloat16 else ""
 
 
-def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
+def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, tuple[torch.Tensor, ...]]:
     """What each layer that could be packed gets; without layers that compute tables, which are cached."""
     tables = {layer for module in model.modules() if has_table(module) for layer in module.modules()}
-    seen: dict[nn.Module, torch.Tensor] = {}
+    seen: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.setdefault(layer, inputs[0])
+        seen.setdefault(layer, inputs)
 
     layers = [m for m in model.modules() if type(m) in _PACKED and m not in tables]
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
@@ -155,6 +157,7 @@ def _layer_norm(layer: nn.Module, _: torch.dtype) -> nn.Module:
 
 
 _PACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    DeformConv2d: PackedDeformConv,
     nn.Linear: PackedConv,
     nn.Conv2d: _conv,
     nn.LayerNorm: _layer_norm,

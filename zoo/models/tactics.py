@@ -28,12 +28,13 @@ class Tactics:
         self._known = _read(self._path)
         self._new = False
 
-    def is_faster(self, packed: nn.Module, layer: nn.Module, x: torch.Tensor) -> bool:
-        """Whether `packed` is faster than `layer`, or as fast, on tensors like `x`."""
+    def is_faster(self, packed: nn.Module, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
+        """Whether `packed` is faster than `layer`, or as fast, on tensors like `inputs`."""
+        x = inputs[0]
         key = f"{layer} {packed} {tuple(x.shape)} {x.stride()} {torch.get_num_threads()}"
         gain = self._known.get(key)
         if not isinstance(gain, float):
-            gain = self._known[key] = round(_gain(packed, layer, x), 3)
+            gain = self._known[key] = round(_gain(packed, layer, inputs), 3)
             self._new = True
         return gain >= GAIN
 
@@ -45,19 +46,19 @@ class Tactics:
                 write_json(self._path, {**_read(self._path), **self._known})
 
 
-def _gain(packed: nn.Module, layer: nn.Module, x: torch.Tensor) -> float:
+def _gain(packed: nn.Module, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """How many times as fast `packed` is."""
-    maps = x
+    maps = inputs
     if isinstance(layer, nn.Conv2d):
-        maps = x.permute(0, 2, 3, 1).contiguous()
-        x = maps.permute(0, 3, 1, 2)
-    calls = [(layer, x), (packed, maps)]
+        maps = (inputs[0].permute(0, 2, 3, 1).contiguous(),)
+        inputs = (maps[0].permute(0, 3, 1, 2),)
+    calls = [(layer, inputs), (packed, maps)]
     least = [float("inf")] * len(calls)
     start = time.perf_counter()
     for turn in range(1000):
         for i, (module, given) in enumerate(calls):
             began = time.perf_counter()
-            module(given)
+            module(*given)
             least[i] = min(least[i], time.perf_counter() - began)
         if turn >= ROUNDS and time.perf_counter() - start > LONGEST:
             break

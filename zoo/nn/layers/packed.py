@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.kernels.backends import infers_natively
+from zoo.kernels.deform_conv.api import taps
 from zoo.kernels.depthwise_conv.api import depthwise_conv
 from zoo.kernels.packed_linear import native
 from zoo.kernels.packed_linear.api import pack, packed_conv, unpack
@@ -85,6 +86,32 @@ class PackedConv(Packed):
     def extra_repr(self) -> str:
         sizes = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
         return f"{self.inputs}, {self.outputs}, {sizes}, dtype={self.panels.dtype}"
+
+
+class PackedDeformConv(nn.Module):
+    """A deformable convolution of (B, C, H, W) with offsets (B, 2 * kh * kw, h, w), to (B, outputs, h, w).
+
+    Args:
+        layer: with `weight` (outputs, C, kh, kw), `bias` and the `stride` of the taps.
+    """
+
+    panels: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        weight, bias = layer.get_parameter("weight").detach(), layer.get_parameter("bias").detach()
+        self.outputs, self.kernel_size, self.stride = len(weight), tuple(weight.shape[2:]), layer.stride
+        panels, bias = pack(weight, bias, dtype)
+        self.register_buffer("panels", panels)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        read = taps(x.permute(0, 2, 3, 1), offset.permute(0, 2, 3, 1), self.kernel_size, self.stride)
+        return packed_conv(read.flatten(3), self.panels, self.bias, self.outputs).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.outputs}, kernel_size={self.kernel_size}, stride={self.stride}, dtype={self.panels.dtype}"
 
 
 class PackedDepthwise(Packed):
