@@ -193,7 +193,7 @@ def test_a_pickle_works_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPat
 def test_what_it_cannot_serve_is_refused() -> None:
     model = quick()
     for wrong, settings, match in (
-        (model, {"dtype": torch.float16}, "expected torch.float32 or torch.bfloat16"),
+        (model, {"dtype": torch.float16}, "expected one of torch.float32, torch.bfloat16"),
         (copy.deepcopy(model).half(), {}, "torch.float16 on cpu"),
         (copy.deepcopy(model).to("meta"), {}, "on meta"),
         (nn.Linear(3, 4), {}, "model of the zoo"),
@@ -222,3 +222,10 @@ def test_measuring_takes_real_time() -> None:
     layer = nn.Linear(16, 16)
     with torch.inference_mode():
         assert 0 < tactics._gain(PackedConv(layer), layer, (torch.randn(1, 4, 4, 16),)) < 100
+
+
+def test_many_images_pay_for_it() -> None:
+    model = quick()
+    assert optimize.optimize_for(optimize.WORTHWHILE - 1, model) is model
+    assert isinstance(optimize.optimize_for(optimize.WORTHWHILE, model).stages[0].blocks[0].mlp.fn.fc1, PackedConv)
+    assert optimize.optimize_for(1000, model.double()) is model

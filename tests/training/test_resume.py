@@ -196,8 +196,8 @@ from zoo.training.data.loading import _start_worker
 def read(parent):
     while os.getppid() == parent:
         time.sleep(0.01)
-    _start_worker(0)
     print("begun", flush=True)
+    _start_worker(0)
     signal.pause()
 
 multiprocessing.get_context("fork").Process(target=read, args=(os.getpid(),)).start()

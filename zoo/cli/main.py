@@ -113,6 +113,7 @@ def predict(
     status is 0 if all could be read; otherwise it is 1, after the labels of the others.
     """
     from zoo.models.load import backbone_of
+    from zoo.models.optimize import optimize_for
     from zoo.vision import load_classifier, predict, read_image
     from zoo.vision.images import ImageError
 
@@ -120,9 +121,11 @@ def predict(
     if not allow_nan:
         check_finite(classifier)
     channels = backbone_of(classifier).in_chans
+    pictures = _pictures(images, channels)
+    classifier = optimize_for(len(pictures), classifier)
     table = Table("picture", "label", "probability", title=model or str(checkpoint or ""), show_lines=topk > 1)
     unread = []
-    for name, path in _pictures(images, channels):
+    for name, path in pictures:
         try:
             found = predict(classifier, [read_image(path, channels)], topk)[0]
         except ImageError as error:

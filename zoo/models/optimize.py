@@ -22,6 +22,9 @@ from zoo.nn.layers.packed import PackedConv, PackedDeformConv, PackedDepthwise, 
 from zoo.nn.layers.per_weights import has_table
 
 _logger = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.bfloat16)
+WORTHWHILE = 32
+"""Images: fewer are through before the layers are packed."""
 
 
 def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: torch.Tensor | None = None) -> nn.Module:
@@ -48,26 +51,51 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
             bfloat16 on a processor without products of it.
     """
     backbone = backbone_of(model)
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ConfigError(f"optimize: dtype is {dtype}, expected torch.float32 or torch.bfloat16")
+    if dtype not in DTYPES:
+        raise ConfigError(f"optimize: dtype is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ConfigError(
                 f"optimize: {name} is {parameter.dtype} on {parameter.device}, expected torch.float32 on the CPU: "
                 "take model.float().cpu(), and for a GPU torch.compile"
             )
+    reason = why_no(dtype)
+    if reason and not why_not():
+        raise ConfigError(f"optimize: {reason}; take dtype=torch.float32")
     copied = fuse(model).requires_grad_(False)
-    if reason := why_not():
+    if reason:
         _logger.warning("optimize: only batch norms are folded, because %s", reason)
         return _described(copied, Counter())
-    if dtype == torch.bfloat16 and not has_bfloat16():
-        raise ConfigError(
-            "optimize: this processor does not multiply bfloat16 numbers (AVX512-BF16), so that float32 is faster: "
-            "take dtype=torch.float32"
-        )
     if example is None:
         example = torch.zeros(1, backbone.in_chans, *backbone.config.img_size)
     return _described(copied, _swap(copied, example, dtype))
+
+
+def optimize_for(images: int, model: nn.Module, batch: int = 1) -> nn.Module:
+    """`optimize`, if the model can be and as many images pay for it, else the model itself.
+
+    Args:
+        images: that are going to be seen.
+        batch: images at once.
+    """
+    plain = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+    if images < WORTHWHILE or not plain or why_no():
+        return model
+    backbone = backbone_of(model)
+    return optimize(model, example=torch.zeros(batch, backbone.in_chans, *backbone.config.img_size))
+
+
+def why_no(dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
+    """Why layers cannot be packed for a dtype and a kind of device; empty if they can."""
+    if device != "cpu":
+        return "packed layers are for the CPU"
+    if dtype not in DTYPES:
+        return f"layers are not packed in {dtype}"
+    if reason := why_not():
+        return reason
+    if dtype == torch.bfloat16 and not has_bfloat16():
+        return "this processor does not multiply bfloat16 numbers (AVX512-BF16), so that float32 is faster"
+    return ""
 
 
 def _described(model: nn.Module, done: Counter[str]) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.models.load import backbone_of
+from zoo.models.optimize import optimize_for
 from zoo.training.data.classes import imagenet_names
 from zoo.training.data.loading import validation_loader
 from zoo.training.data.splits import Split, class_names, open_validation
@@ -63,6 +64,8 @@ def validate(task: Validation, name: str | None, checkpoint: str | None, pretrai
     config = input_config(model)
     split = open_validation(task.data, task.split, task.classes, classes, config["input_size"][0])
     batches = validation_loader(split, config, task.batch_size, task.workers, accelerator)
+    if task.amp == "no":
+        model = optimize_for(len(split), model, min(task.batch_size, len(split)))
     real = _real_labels(split, classes) if task.real else None
     start = time.perf_counter()
     metrics, notes = evaluate(model, batches, len(classes), accelerator, tta=task.tta, real=real)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def measure_speed(
         training: also time forward and backward pass, in training mode.
         amp: autocast precision; None for the precision of the weights.
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     images = torch.randn(batch, 3, *size, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -6,6 +6,8 @@ Where the C++ kernels cannot run, as in an exported program, PyTorch's operators
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -101,7 +103,8 @@ class PackedDeformConv(nn.Module):
     def __init__(self, layer: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         weight, bias = layer.get_parameter("weight").detach(), layer.get_parameter("bias").detach()
-        self.outputs, self.kernel_size, self.stride = len(weight), tuple(weight.shape[2:]), layer.stride
+        self.outputs, self.kernel_size = len(weight), (weight.shape[2], weight.shape[3])
+        self.stride = cast(int, layer.stride)
         panels, bias = pack(weight, bias, dtype)
         self.register_buffer("panels", panels)
         self.register_buffer("bias", bias)
