@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import zoo
+from zoo.models.optimize import why_no
 
 Call = Callable[[], object]
 COPIED_MB = {"cuda": 1024, "cpu": 256}
@@ -26,7 +27,12 @@ L2_BYTES = 256 * 2**20
 
 
 def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each call, in turn, so that a change of the machine's speed hits all of them.
+    """Median seconds of each call; see `laps`."""
+    return {who: statistics.median(seconds) for who, seconds in laps(calls, rounds, warmup).items()}
+
+
+def laps(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, in turn, so that a change of the machine's speed hits all of them.
 
     In its turn a call runs twice, and the second run is timed, so that caches are as if it ran alone.
     """
@@ -37,7 +43,7 @@ def race(calls: dict[str, Call], rounds: int, warmup: int = 2) -> dict[str, floa
             took = _seconds(call)
             if i >= warmup:
                 seconds[who].append(took)
-    return {who: statistics.median(values) for who, values in seconds.items()}
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,15 @@ def device(kind: str = "cpu") -> str:
     """The name of the GPU or of the processor."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
+    return f"{_processor()} ({instructions()})"
+
+
+def instructions() -> str:
+    """The processor's vectors, as PyTorch calls them, and whether it multiplies bfloat16 numbers."""
+    return torch.backends.cpu.get_cpu_capability() + (" BF16" if not why_no(torch.bfloat16) else "")
+
+
+def _processor() -> str:
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -12,11 +12,13 @@ speed affect them equally; medians are compared. Peak memory is the maximum that
 addition to the model and the images. A training pass is a forward and a backward pass of a cross entropy, without
 stochastic depth and optimiser. Below single precision the passes run under autocast. `graphed` is compiled with CUDA
 graphs (`mode="reduce-overhead"`). `optimized` is our model by `zoo.optimize`, next to the others as they are.
-`--runtime` adds our model as exported to another runtime, for a forward pass on the CPU in single precision.
+`--runtime` adds our model as exported to another runtime, for a forward pass on the CPU. `least_ms` is of the fastest
+pass.
 """
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from bench.measure import Call, append, default_device, peak_memory, race, setting
+from bench.measure import Call, append, default_device, laps, peak_memory, setting
 from bench.runtimes import RUNTIMES
 
 Factory = Callable[[str], nn.Module | None]
@@ -46,7 +48,7 @@ def main(
     batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
     mode: Annotated[list[str], typer.Option(help="eager, compiled, graphed, optimized")] = ["eager", "compiled"],  # noqa: B006
     passes: Annotated[list[str], typer.Option("--pass", help="forward, training")] = ["forward"],  # noqa: B006
-    size: Annotated[int, typer.Option(min=32, help="Side of the square images.")] = 224,
+    size: Annotated[str, typer.Option(help="Side of square images, or HEIGHTxWIDTH.")] = "224",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
     device: Annotated[str, typer.Option(help="cuda or cpu")] = default_device(),
     peer: Annotated[list[Path] | None, typer.Option(help="Python files with `create_model(name)`.")] = None,
@@ -54,6 +56,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = torch.get_num_threads(),
     rounds: Annotated[int, typer.Option(min=3, help="Timed passes of each model.")] = 20,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
+    timm_csv: Annotated[Path | None, typer.Option(help="Forward passes in the columns of timm's benchmark.py.")] = None,
 ) -> None:
     """Print a table of throughput and peak memory, ours against the others'."""
     torch.set_num_threads(threads)
@@ -64,6 +67,8 @@ def main(
         groups.append(measure(factories, name, way, kind, images, size, dtype, device, rounds, runtime or ()))
         if csv_file is not None:
             append(csv_file, groups[-1])
+        if timm_csv is not None and kind == "forward":
+            append(timm_csv, [as_timm(row) for row in groups[-1]])
     show(groups)
 
 
@@ -73,7 +78,7 @@ def measure(
     mode: str,
     kind: str,
     batch: int,
-    size: int,
+    size: int | str,
     dtype: str,
     device: str,
     rounds: int,
@@ -81,15 +86,18 @@ def measure(
 ) -> list[dict]:
     """The rows of one model, mode, pass and batch: ours, and those of each peer that has the model and can run it."""
     torch.compiler.reset()
-    images = torch.randn(batch, 3, size, size, device=device)
+    height, *rest = map(int, str(size).split("x"))
+    images = torch.randn(batch, 3, height, *(rest or [height]), device=device)
     calls = {}
     for provider, factory in factories.items():
         call = prepared(factory, name, mode, kind, images, getattr(torch, dtype))
         if call is not None and (provider == "zoo" or works(call, f"{provider}, {name}, {mode}, {kind}")):
             calls[provider] = call
-    if kind == "forward" and device == "cpu" and dtype == "float32":
-        calls |= {runtime: RUNTIMES[runtime](name, images) for runtime in runtimes}
-    seconds = race(calls, rounds)
+    if kind == "forward" and device == "cpu":
+        exported = {runtime: RUNTIMES[runtime](name, images, dtype) for runtime in runtimes}
+        calls |= {runtime: call for runtime, call in exported.items() if call is not None}
+    times = laps(calls, rounds)
+    seconds = {who: statistics.median(own) for who, own in times.items()}
     first_peer = next((provider for provider in calls if provider != "zoo"), "zoo")
     return [
         {
@@ -102,6 +110,7 @@ def measure(
             "batch": batch,
             "size": size,
             "median_ms": round(1e3 * seconds[provider], 2),
+            "least_ms": round(1e3 * min(times[provider]), 2),
             "images_per_second": round(batch / seconds[provider], 2),
             "ratio": round(seconds[first_peer] / seconds[provider], 3),
             # A replay of a graph allocates nothing: its memory is reserved beforehand. That of runtimes is not seen.
@@ -109,6 +118,23 @@ def measure(
         }
         for provider, call in calls.items()
     ]
+
+
+def as_timm(row: dict) -> dict:
+    """A row of a forward pass in the columns of timm's results, with what ran it."""
+    info = zoo.model_info(row["model"])
+    return {
+        "model": row["model"],
+        "infer_samples_per_sec": row["images_per_second"],
+        "infer_step_time": row["median_ms"],
+        "infer_batch_size": row["batch"],
+        "infer_img_size": row["size"],
+        "infer_gmacs": round(info.gmacs, 2),
+        "param_count": round(info.params / 1e6, 2),
+        "provider": row["provider"],
+        "mode": row["mode"],
+        "dtype": row["dtype"],
+    }
 
 
 def show(groups: list[list[dict]]) -> None:
@@ -184,7 +210,7 @@ def prepared(
         return None
     model = model.to(images.device).train(kind == "training")
     if mode == "optimized" and factory is own:
-        model = zoo.optimize(model, example=images)
+        model, dtype = zoo.optimize(model.eval(), dtype=dtype, example=images), torch.float32
     elif mode in ("compiled", "graphed"):
         model = torch.compile(model, dynamic=False, mode="reduce-overhead" if mode == "graphed" else None)
     return partial(train if kind == "training" else infer, model, images, dtype)

@@ -1,4 +1,4 @@
-"""Our models as other runtimes run them on the CPU: exported once, for images of one shape, in float32."""
+"""Our models as other runtimes run them on the CPU: exported once, for images of one shape."""
 
 from __future__ import annotations
 
@@ -15,34 +15,46 @@ from zoo.export import export
 
 
 @cache
-def exported(name: str, size: int) -> Path:
+def exported(name: str) -> Path:
     """The ONNX file of a model, for any batch and size."""
     path = Path(tempfile.mkdtemp(prefix="zoo-bench-")) / f"{name}.onnx"
-    export(zoo.create_model(name).eval(), path, "onnx", size)
+    export(zoo.create_model(name).eval(), path)
     return path
 
 
-def onnx_runtime(name: str, images: torch.Tensor) -> Call:
-    """A forward pass in ONNX Runtime."""
+def onnx_runtime(name: str, images: torch.Tensor, dtype: str) -> Call | None:
+    """A forward pass in ONNX Runtime, which has float32 alone for the CPU."""
+    if dtype != "float32":
+        return None
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    path = exported(name, images.shape[-1])
+    path = exported(name)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
 
 
-def openvino(name: str, images: torch.Tensor) -> Call:
+def openvino(name: str, images: torch.Tensor, dtype: str) -> Call | None:
     """A forward pass in OpenVINO."""
+    if dtype not in HINTS:
+        return None
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(exported(name, images.shape[-1]))
+    model = core.read_model(exported(name))
     model.reshape(list(images.shape))
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": HINTS[dtype],
+    }
     return partial(core.compile_model(model, "CPU", settings), [images.numpy()])
 
 
-RUNTIMES: dict[str, Callable[[str, torch.Tensor], Call]] = {"onnxruntime": onnx_runtime, "openvino": openvino}
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+RUNTIMES: dict[str, Callable[[str, torch.Tensor, str], Call | None]] = {
+    "onnxruntime": onnx_runtime,
+    "openvino": openvino,
+}
