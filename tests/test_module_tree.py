@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from tests import golden
 from zoo.nn.layers import cpu
-from zoo.nn.layers.position_bias import DynamicBias, PooledBias
+from zoo.nn.layers.position_bias import DynamicBias, MlpBias, PooledBias
 
 IMAGES = golden.images(2, 64, 96)
 PLAIN = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d}
@@ -146,10 +146,11 @@ def test_settings_of_layers_count(model: nn.Module) -> None:
     assert close(run(model), model(IMAGES).detach())
 
 
-@pytest.mark.parametrize("network", [DynamicBias(2, 16), PooledBias(2, (7, 7), None)])
+@pytest.mark.parametrize("network", [DynamicBias(2, 16), MlpBias(2), PooledBias(2, (7, 7), None)])
 def test_kept_tables_follow_the_weights_and_who_changes_the_layers(network: nn.Module) -> None:
     like = torch.empty(0)
-    sizes = ((3, 4), like) if isinstance(network, DynamicBias) else ((4, 6), (2, 3), like, (2, 3))
+    sizes = ((4, 6), (2, 3), like, (2, 3)) if isinstance(network, PooledBias) else ((3, 4), like)
+    network.eval()
     with torch.no_grad():
         first = network(*sizes)
         assert torch.equal(network(*sizes), first)

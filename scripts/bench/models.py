@@ -13,7 +13,7 @@ addition to the model and the images. A training pass is a forward and a backwar
 stochastic depth and optimiser. Below single precision the passes run under autocast. `graphed` is compiled with CUDA
 graphs (`mode="reduce-overhead"`). `optimized` is our model by `zoo.optimize`, next to the others as they are.
 `--runtime` adds our model as exported to another runtime, for a forward pass on the CPU. `least_ms` is of the fastest
-pass.
+pass, and `product_share` what it reaches of the rate at which the processor multiplies matrices in cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from bench.measure import Call, append, default_device, laps, peak_memory, setting
+from bench.measure import Call, append, default_device, laps, peak_memory, product_rate, setting
 from bench.runtimes import RUNTIMES
 
 Factory = Callable[[str], nn.Module | None]
@@ -113,11 +113,20 @@ def measure(
             "least_ms": round(1e3 * min(times[provider]), 2),
             "images_per_second": round(batch / seconds[provider], 2),
             "ratio": round(seconds[first_peer] / seconds[provider], 3),
+            "product_share": share(name, images, min(times[provider]), dtype, device),
             # A replay of a graph allocates nothing: its memory is reserved beforehand. That of runtimes is not seen.
             "peak_mb": "" if mode == "graphed" or provider in RUNTIMES else round(peak_memory(call, device), 1),
         }
         for provider, call in calls.items()
     ]
+
+
+def share(name: str, images: torch.Tensor, seconds: float, dtype: str, device: str) -> float | str:
+    """Of the rate at which the processor multiplies matrices in cache: what a pass of a model reaches."""
+    info = zoo.model_info(name)
+    if device != "cpu" or dtype not in ("float32", "bfloat16") or tuple(images.shape[2:]) != info.img_size:
+        return ""
+    return round(2e9 * info.gmacs * len(images) / seconds / product_rate(dtype), 3)
 
 
 def as_timm(row: dict) -> dict:

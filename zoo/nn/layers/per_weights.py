@@ -24,7 +24,7 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
     The last result is cached outside the module, for its lifetime, together with copies of the parameters. It is used
     only while they are equal to the current ones, so every change of weights is noticed. Only results of bare layers
-    are cached.
+    in evaluation mode are cached.
     """
     tables: WeakKeyDictionary[nn.Module, tuple[Any, list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
 
@@ -33,7 +33,7 @@ def per_weights(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
         *sizes, like = sizes_and_like
         inner = [module for module in self.modules() if module is not self]
         layers = [module for module in inner if type(module) not in WITHOUT_WEIGHTS]
-        if not cpu.bare(like, *layers) or any(map(is_hooked, inner)):
+        if self.training or not cpu.bare(like, *layers) or any(map(is_hooked, inner)):
             return compute(self, *sizes, like)
         parameters = list(self.parameters())
         key = (*sizes, like.dtype, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))

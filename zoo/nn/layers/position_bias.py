@@ -83,6 +83,7 @@ class MlpBias(PositionBias):
         self.fc1 = nn.Linear(2, self.HIDDEN)
         self.fc2 = nn.Linear(self.HIDDEN, heads)
 
+    @per_weights
     def offsets(self, size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
         offset = offset_table(*size, device=like.device)
         coordinates = offset.sign() * offset.abs().log1p()
