@@ -31,6 +31,7 @@ SIZES = [(2, 64, 96), (1, 97, 211)]
 def _always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is faster on this machine: every layer that can be packed is."""
     monkeypatch.setattr(tactics.Tactics, "is_faster", lambda *_: True)
+    monkeypatch.setattr(tactics.Tactics, "images_at_once", lambda *_: None)
 
 
 def difference(model: nn.Module, other: nn.Module, size: tuple[int, int, int]) -> float:
@@ -229,3 +230,35 @@ def test_many_images_pay_for_it() -> None:
     assert optimize.optimize_for(optimize.WORTHWHILE - 1, model) is model
     assert isinstance(optimize.optimize_for(optimize.WORTHWHILE, model).stages[0].blocks[0].mlp.fn.fc1, PackedConv)
     assert optimize.optimize_for(1000, model.double()) is model
+
+
+def test_a_batch_is_run_in_parts_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tactics.Tactics, "images_at_once", lambda self, stage, x: 2)
+    model = quick()
+    optimized, images = zoo.optimize(model), golden.images(5, 64, 64)
+    assert [stage.images_at_once for stage in optimized.stages] == [2] * 4
+    assert [stage.images_at_once for stage in model.stages] == [None] * 4
+    seen: list[int] = []
+    run = optimized.stages[0].blocks[0].forward
+    monkeypatch.setattr(optimized.stages[0].blocks[0], "forward", lambda x: [seen.append(len(x)), run(x)][1])
+    with torch.inference_mode():
+        found = optimized(images)
+        torch.testing.assert_close(found, model(images), atol=1e-5, rtol=1e-4)
+    assert seen == [2, 2, 1]
+    optimized.stages[0].embed.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(images), found, atol=1e-5, rtol=1e-4)
+    assert seen[3:] == [5, 5]  # who looks at a layer sees whole batches
+
+
+def test_parts_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(tactics, "_path", lambda: tmp_path / "kept.json")
+    stage, x = quick().stages[1], torch.randn(4, 96, 16, 16)
+    with torch.inference_mode():
+        measured = tactics.Tactics()
+        best = measured.images_at_once(stage, x)
+        assert best in (None, *tactics.PARTS)
+        measured.keep()
+        monkeypatch.setattr(tactics, "_best_part", lambda *_: pytest.fail("measured again"))
+        assert tactics.Tactics().images_at_once(stage, x) == best

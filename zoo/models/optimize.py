@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from zoo.nn.layers.per_weights import has_table
 
 _logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16)
+FEW = 4
+"""Images of the batch on which parts are tried."""
 WORTHWHILE = 32
 """Images: fewer are through before the layers are packed."""
 
@@ -32,7 +34,8 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
 
     Batch norms are folded (`zoo.fuse`), the weights of linear layers and convolutions are packed for the processor, and
     their bias and activation are computed along with the product. Where PyTorch's own layer is faster on this machine,
-    it stays: what is faster is measured once for the shapes of `example` and kept beside the built kernels.
+    it stays: what is faster is measured once for the shapes of `example` and kept beside the built kernels. So is
+    whether a stage runs a batch at once or in parts whose maps stay in the cache.
 
     With bfloat16, the products of linear layers and convolutions take numbers of that precision and are summed in
     float32; everything between them, and what the model takes and returns, stays float32. The logits then differ by
@@ -124,8 +127,18 @@ def _swap(model: nn.Module, example: torch.Tensor, dtype: torch.dtype) -> Counte
             done[f"{type(layer).__name__} packed{_kind(twin)}"] += 1
         else:
             done[f"{type(layer).__name__} left as it is, which is faster here"] += 1
+    _divide(model, example, tactics)
     tactics.keep()
     return done
+
+
+def _divide(model: nn.Module, example: torch.Tensor, tactics: Tactics) -> None:
+    """Let each stage run a batch in parts of as many images as are fastest."""
+    stages = [stage for stage in backbone_of(model).stages if stage.context is None]
+    batch = example[:1].expand(FEW, -1, -1, -1)
+    seen = _inputs_of(stages, model, batch)
+    for stage in stages:
+        stage.images_at_once = tactics.images_at_once(stage, seen[stage][0])
 
 
 def _kind(twin: nn.Module) -> str:
@@ -136,12 +149,17 @@ def _kind(twin: nn.Module) -> str:
 def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, tuple[torch.Tensor, ...]]:
     """What each layer that could be packed gets; without layers that compute tables, which are cached."""
     tables = {layer for module in model.modules() if has_table(module) for layer in module.modules()}
+    return _inputs_of([m for m in model.modules() if type(m) in _PACKED and m not in tables], model, example)
+
+
+def _inputs_of(
+    layers: Sequence[nn.Module], model: nn.Module, example: torch.Tensor
+) -> dict[nn.Module, tuple[torch.Tensor, ...]]:
     seen: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.setdefault(layer, inputs)
 
-    layers = [m for m in model.modules() if type(m) in _PACKED and m not in tables]
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
     try:
         model(example)

@@ -116,6 +116,7 @@ class Stage(nn.Module):
         norm: applied to the map before the next stage; `forward` leaves this to the caller.
         after: index of the stage whose map is the input; None for the previous one.
         exportable: run everything in its exported form.
+        images_at_once: larger batches run in parts in inference on a CPU, so that maps stay in the cache; None for all.
         reduction: how many times smaller than the input the output is on each axis.
     """
 
@@ -147,6 +148,7 @@ class Stage(nn.Module):
         steps = [branch.reduction for block in self.blocks for branch in cast(Block, block)]
         self.reduction: int = getattr(self.embed, "reduction", 1) * math.prod(steps)
         self.grad_checkpointing = self.exportable = False
+        self.images_at_once: int | None = None
 
     def forward(
         self, x: torch.Tensor, outputs: Sequence[tuple[torch.Tensor, Context]] = ()
@@ -156,15 +158,19 @@ class Stage(nn.Module):
         Args:
             outputs: map and context of every previous stage, for a stage with a context, which also returns both.
         """
-        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
         if self.context is None:
-            for block in self.blocks:
-                x = self._run_block(block, x)
-            return x.permute(0, 3, 1, 2)
+            return cpu.in_parts(self, self._map, x, self.images_at_once)
+        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
         context = self._run(self.context, x, [(y.permute(0, 2, 3, 1), known) for y, known in outputs])
         for block in self.blocks:
             x, context = self._run_block(block, x, context)
         return x.permute(0, 3, 1, 2), context
+
+    def _map(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._run(self.embed, x.permute(0, 2, 3, 1).contiguous())
+        for block in self.blocks:
+            x = self._run_block(block, x)
+        return x.permute(0, 3, 1, 2)
 
     def _run_block(self, block: nn.Module, *inputs: Any) -> Any:
         if self.grad_checkpointing and torch.is_grad_enabled():

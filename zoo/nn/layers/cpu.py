@@ -128,6 +128,15 @@ def multiply(x: torch.Tensor, gate: torch.Tensor, *readers: nn.Module) -> torch.
     return x.mul_(gate) if unseen and x.dtype == gate.dtype else x * gate
 
 
+def in_parts(
+    module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, images: int | None
+) -> torch.Tensor:
+    """run(x) of `module`, of as many images at a time, unless someone looks at what is inside; None for all."""
+    if images is None or len(x) <= images or not bare(x) or any(map(is_hooked, module.modules())):
+        return run(x)
+    return torch.cat([run(part) for part in x.split(images)])
+
+
 def bare(x: torch.Tensor, *layers: nn.Module) -> bool:
     """Whether skipping the calls of `layers` changes nothing that anyone can observe: in inference on a CPU.
 
