@@ -176,7 +176,7 @@ def test_the_command_prints_what_it_wrote(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_errors_are_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = str(tmp_path / "model.onnx")
-    assert "Allowed: aot, onnx, torch-export" in run("-o", target, "--format", "tflite")
+    assert "Allowed: aot, onnx, openvino, torch-export" in run("-o", target, "--format", "tflite")
     assert "expected H,W" in run("-o", target, "--size", "big")
     assert "at least 64 a side" in run("-o", target, "--size", "32")
     assert "ends in .pt2" in run("-o", target, "--format", "aot")
@@ -193,6 +193,7 @@ def test_errors_are_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         export(nn.Linear(1, 1), target)
 
 
-def test_nothing_of_onnx_is_imported_before_it_is_needed() -> None:
-    code = "import sys, zoo.vision; assert not {'onnx', 'onnxscript', 'onnxruntime'} & set(sys.modules)"
+def test_nothing_of_other_runtimes_is_imported_before_it_is_needed() -> None:
+    names = {"nncf", "onnx", "onnxruntime", "onnxscript", "openvino"}
+    code = f"import sys, zoo.cli.main, zoo.export, zoo.vision; assert not {names} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 _LONGEST = 255
@@ -66,6 +66,33 @@ def written(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def move_together(files: Sequence[Path], folder: Path) -> None:
+    """Move files into a folder of the same file system, in place of those of the same names: all of them, or none.
+
+    Whoever meanwhile opens the last one, which needs the others, finds those that belong to it, or nothing. The files
+    that they replace wait in a folder `.replaced-*`, which stays if the process is killed.
+
+    Raises:
+        OSError: if one cannot be moved; what was there is there again.
+    """
+    for file in files:
+        flush(file)
+    with TemporaryDirectory(dir=folder, prefix=".replaced-") as aside, ExitStack() as undo:
+        for file in reversed(files) if len(files) > 1 else ():
+            target, old = folder / file.name, Path(aside) / file.name
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder, and is not replaced by a file", str(target))
+            if target.exists():
+                os.replace(target, old)
+                undo.callback(os.replace, old, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
+        for file in files:
+            os.replace(file, folder / file.name)
+        undo.pop_all()
+    flush(folder)
 
 
 def _aside(name: str) -> str:

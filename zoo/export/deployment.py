@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,44 @@ def deployment(model: nn.Module, exported: Exported, runs: int = 10) -> Deployme
         images = torch.randn(1, exported.channels, *size, generator=noise).to(parameter)
         differences[size] = _difference(run(images), eager(images))
     return Deployment(differences, (_median(run, images, runs), _median(eager, images, runs)))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close an exported file is to its model on given images.
+
+    Attributes:
+        images: their number.
+        error: largest relative error of any output: the norm of the differences divided by that of the outputs.
+        top1: share of the images of which both find the same class likeliest, 0 to 1; None without logits.
+    """
+
+    images: int
+    error: float
+    top1: float | None
+
+
+@torch.no_grad()
+def agreement(model: nn.Module, exported: Exported, images: Sequence[torch.Tensor]) -> Agreement:
+    """Compare an exported file with its model on images; for int8 take others than those of the calibration.
+
+    Args:
+        model: the exported model, in evaluation mode.
+        images: (B, C, H, W) each, normalised as the weights require.
+    """
+    run, eager = FORMATS[exported.format].read(exported.path), Named(model)
+    parameter = next(model.parameters())
+    off, norm, equal = dict.fromkeys(exported.outputs, 0.0), dict.fromkeys(exported.outputs, 0.0), 0
+    for batch in images:
+        found, expected = run(batch.to(parameter)), eager(batch.to(parameter))
+        for name, value in expected.items():
+            value = value.double().cpu()
+            off[name] += float((found[name].cpu() - value).square().sum())
+            norm[name] += float(value.square().sum())
+            equal += int((found[name].cpu().argmax(1) == value.argmax(1)).sum()) if name == "logits" else 0
+    count = sum(map(len, images))
+    error = max((off[name] / norm[name]) ** 0.5 for name in off)
+    return Agreement(count, error, equal / count if "logits" in off else None)
 
 
 def _difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

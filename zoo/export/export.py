@@ -1,11 +1,12 @@
-"""Models as files for other runtimes: ONNX, PyTorch's exported programs, libraries compiled ahead of time."""
+"""Models as files for other runtimes: ONNX, OpenVINO, PyTorch's programs, libraries compiled ahead of time."""
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,7 @@ from torch.torch_version import TorchVersion
 from zoo.config.schema import Size, check
 from zoo.errors import Where
 from zoo.export.runtimes import AXES, FORMATS, ExportError, output_names
+from zoo.files import move_together
 from zoo.models.build import FeaturePyramid
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
@@ -31,9 +33,9 @@ class Exported:
 
     Attributes:
         path: the file.
-        format: "onnx", "torch-export" or "aot".
+        format: "onnx", "openvino", "torch-export" or "aot".
         channels, size: of the images used for the export; size is (height, width).
-        bytes: size on disk, including the separate weights of an ONNX file of more than 2 GB.
+        bytes: size on disk, including separate weights: of OpenVINO, and of an ONNX file of more than 2 GB.
         outputs: "logits" ("pooled" without a classifier), or "stride4", "stride8", ... of a feature pyramid, in order.
         least: the dynamic axes and the minimum length of each; there is no maximum. Empty if sizes are fixed.
     """
@@ -77,38 +79,70 @@ def export(
     format: str = "onnx",
     size: int | tuple[int, int] | None = None,
     dynamic: bool = True,
+    calibration: Sequence[torch.Tensor] | None = None,
 ) -> Exported:
     """Write a model for another runtime, in evaluation mode, with folded batch norms and only PyTorch's own operators.
 
     Args:
         model: from `zoo.create_model`, a classifier or with `features_only=True`.
-        path: the file; ".onnx" is usual for ONNX, and the others must end in ".pt2".
-        format: "onnx" (for ONNX Runtime, TensorRT, OpenVINO ...), "torch-export" (for `torch.export.load`) or "aot" (a
-            library for the local machine, for `torch._inductor.aoti_load_package`).
+        path: the file; ".onnx" is usual for ONNX, OpenVINO's must end in ".xml" (its weights get the same name with
+            ".bin"), the others in ".pt2".
+        format: "onnx" (for ONNX Runtime, TensorRT ...), "openvino", "torch-export" (for `torch.export.load`) or "aot"
+            (a library for the local machine, for `torch._inductor.aoti_load_package`).
         size: (height, width), or one side of a square; None for the variant's own.
         dynamic: whether batch, height and width may differ from call to call. If not, the batch is one image.
+        calibration: images (B, C, H, W), normalised as the weights require, as from `zoo.vision.read_inputs`. With
+            them, an OpenVINO file computes in int8, in the ranges of values that the model has on these images.
 
     Raises:
-        ExportError: if the format is unknown, a required package is missing, or the images are too small.
+        ExportError: if the format is unknown or not one for calibration, a required package is missing, the images are
+            too small or calibration images have another shape, or the file would replace weights of something else.
         ConfigError: if this is not a model of the zoo, or for a wrong size.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written; one that it was to replace is still there.
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise Where("format").unknown(format, FORMATS, "format")
-    if not path.name.endswith(FORMATS[format].suffix):
-        raise ExportError(f"{path}: the name of a file of format {format} ends in {FORMATS[format].suffix}")
-    if not path.parent.is_dir():
-        raise ExportError(f"{path}: there is no folder {path.parent}")
+    _check_target(path, format)
+    write = FORMATS[format].write
+    if calibration is not None:
+        if format != "openvino":
+            raise ExportError(f"calibration images make int8 files of format openvino, but the format is {format}")
+        write = partial(write, calibration=calibration)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         program, least = capture(model, size, dynamic)
-        FORMATS[format].write(program, Path(folder) / path.name, least)
-        files = sorted(Path(folder).iterdir())
+        if calibration is not None:
+            _check_calibration(calibration, program.example_inputs[0][0].shape, least)
+        write(program, Path(folder) / path.name, least)
+        files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
         size_on_disk = sum(file.stat().st_size for file in files)
-        for file in files:
-            os.replace(file, path.parent / file.name)
+        move_together(files, path.parent)
     _, channels, *shape = program.example_inputs[0][0].shape
     return Exported(path, format, channels, tuple(shape), size_on_disk, tuple(output_names(program)), least)
+
+
+def _check_target(path: Path, format: str) -> None:
+    if format not in FORMATS:
+        raise Where("format").unknown(format, FORMATS, "format")
+    suffix, beside = FORMATS[format].suffix, FORMATS[format].beside
+    if not path.name.endswith(suffix):
+        raise ExportError(f"{path}: the name of a file of format {format} ends in {suffix}")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path}: there is no folder {path.parent}")
+    if beside and (weights := path.with_suffix(beside)).exists() and not path.exists():
+        raise ExportError(f"{weights}: exists without {path.name}, whose weights would replace it; take another name")
+
+
+def _check_calibration(calibration: Sequence[torch.Tensor], example: Sequence[int], least: dict[str, int]) -> None:
+    if not calibration:
+        raise ExportError("calibration: no images, expected at least one")
+    lowest = {AXES[name]: length for name, length in least.items()}
+    wanted = ", ".join(f">= {lowest[axis]}" if axis in lowest else str(length) for axis, length in enumerate(example))
+    for i, images in enumerate(calibration):
+        fits = images.ndim == len(example) and all(
+            found >= lowest[axis] if axis in lowest else found == length
+            for axis, (found, length) in enumerate(zip(images.shape, example, strict=True))
+        )
+        if not fits:
+            raise ExportError(f"calibration[{i}]: shape {tuple(images.shape)}, expected ({wanted})")
 
 
 def capture(
@@ -122,7 +156,7 @@ def capture(
     """
     model = Named(fuse(model))
     backbone = backbone_of(model)
-    height, width = backbone.config.img_size if size is None else check(size, Size, Where("size"))
+    height, width = input_size(backbone, size)
     shortest = min_side(backbone)
     if dynamic and min(height, width) < shortest:
         raise ExportError(
@@ -144,6 +178,15 @@ def capture(
     if TorchVersion(torch.__version__) < "2.14" and hasattr(program, "_guards_code"):
         program._guards_code = [guard for guard in program._guards_code if not _NEEDLESS.search(guard)]
     return program, least
+
+
+def input_size(model: nn.Module, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width in pixels: of the variant, unless a size, or one side of a square, is given.
+
+    Raises:
+        ConfigError: if this is not a model of the zoo, or for a wrong size.
+    """
+    return backbone_of(model).config.img_size if size is None else check(size, Size, Where("size"))
 
 
 def min_side(backbone: Backbone) -> int:

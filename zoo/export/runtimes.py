@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,13 @@ class Format:
         suffix: required extension of file names; empty for any.
         write: writes a program to a file, given the minimum lengths of its dynamic axes.
         read: loads that file as a function from images to named outputs.
+        beside: extension of a second file that belongs to the first; empty for none.
     """
 
     suffix: str
-    write: Callable[[ExportedProgram, Path, dict[str, int]], None]
+    write: Callable[..., None]
     read: Callable[[Path], Run]
+    beside: str = ""
 
 
 def output_names(program: ExportedProgram) -> list[str]:
@@ -43,7 +47,7 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, least: dict[str, int]) -> None:
-    with _export_extra(), _quiet():
+    with _extra("ONNX", "export"), _quiet("onnxscript"):
         import onnxscript  # noqa: F401 - required by torch.onnx
 
         axes = {AXES[name]: name for name in least}
@@ -69,7 +73,7 @@ def _stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) 
 
 
 def _read_onnx(path: Path) -> Run:
-    with _export_extra():
+    with _extra("ONNX", "export"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -80,6 +84,65 @@ def _read_onnx(path: Path) -> Run:
     def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = session.run(names, {INPUT: images.cpu().numpy()})
         return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+
+    return run
+
+
+def _write_openvino(
+    program: ExportedProgram, path: Path, least: dict[str, int], calibration: Sequence[torch.Tensor] = ()
+) -> None:
+    """Write the network and, beside it, its weights; in int8, if there are images to calibrate it with."""
+    with _extra("OpenVINO", "openvino"):
+        import openvino
+
+        if calibration:
+            import nncf  # noqa: F401 - a missing one is reported before the conversion
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # By way of ONNX: OpenVINO cannot convert `sym_max`, which programs of dynamic sizes call.
+        onnx = Path(folder) / "model.onnx"
+        _write_onnx(program, onnx, least)
+        model = openvino.convert_model(onnx)
+        if least:
+            shape = model.input(INPUT).partial_shape
+            for name, length in least.items():
+                shape[AXES[name]] = openvino.Dimension(length, -1)
+            model.reshape({INPUT: shape})  # OpenVINO checks the minimum lengths
+        if calibration:
+            model = _in_int8(model, calibration)
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _in_int8(model: Any, calibration: Sequence[torch.Tensor]) -> Any:
+    """An OpenVINO model with the matrix products and convolutions in int8."""
+    import nncf
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    # NNCF takes the second axis for the channels of a depthwise convolution's input; here that may be the height.
+    whole = nncf.AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters(per_channel=False)
+    )
+    images = nncf.Dataset(calibration, lambda image: image.cpu().numpy())
+    with _quiet("nncf"), redirect_stdout(sys.stderr):  # progress
+        return nncf.quantize(
+            model,
+            images,
+            subset_size=len(calibration),
+            model_type=nncf.ModelType.TRANSFORMER,
+            advanced_parameters=whole,
+        )
+
+
+def _read_openvino(path: Path) -> Run:
+    with _extra("OpenVINO", "openvino"):
+        import openvino
+    # Without the hint, float32 becomes bfloat16 on processors that have it.
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(path, "CPU", hints)
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = compiled({INPUT: images.cpu().numpy()})
+        return {name: torch.from_numpy(outputs[name]) for name in names}
 
     return run
 
@@ -110,18 +173,18 @@ def _read_library(path: Path) -> Run:
 
 
 @contextmanager
-def _export_extra() -> Iterator[None]:
+def _extra(what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f"ONNX needs {error.name}, which is not installed: pip install 'vision-zoo[export]'"
+        message = f"{what} needs {error.name}, which is not installed: pip install 'vision-zoo[{extra}]'"
         raise ExportError(message) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's messages about constants that it does not fold."""
-    logger = logging.getLogger("onnxscript")
+def _quiet(name: str) -> Iterator[None]:
+    """Silence a converter's messages, such as those about constants that it does not fold."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -134,6 +197,7 @@ def _quiet() -> Iterator[None]:
 
 FORMATS = {
     "onnx": Format("", _write_onnx, _read_onnx),
+    "openvino": Format(".xml", _write_openvino, _read_openvino, beside=".bin"),
     "torch-export": Format(".pt2", _write_program, _read_program),
     "aot": Format(".pt2", _write_library, _read_library),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from zoo.errors import CheckpointError
@@ -18,7 +18,7 @@ from zoo.models.create import create_model
 from zoo.models.load import backbone_of
 from zoo.models.stored import describes_itself, is_stored
 from zoo.models.variants import split_tag
-from zoo.vision.images import input_config
+from zoo.vision.inputs import input_transform
 
 DEFAULT = "davit_tiny"
 _logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def predict(model: nn.Module, images: Sequence[Image.Image | torch.Tensor], topk
     Args:
         images: RGB pictures; for a model with other channels, tensors (C, H, W) from `read_image`.
     """
-    transform = create_transform(**input_config(model), is_training=False)
+    transform = input_transform(model)
     names = class_names(model)
     found = []
     for image in images:
