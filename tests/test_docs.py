@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ def test_every_block_runs(page: Path, hub: Server, tmp_path: Path) -> None:
         pytest.skip("it exports for any size, which needs a newer PyTorch, as it says")
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as photo:
         (tmp_path / "photo.jpg").write_bytes(photo.read())
+    (tmp_path / "photos").mkdir()
+    for name in ("first.jpg", "second.jpg"):
+        shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos" / name)
     (tmp_path / "outputs").mkdir()
     own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "ZOO_HOME": new_home(tmp_path / "zoo")}
     environment = {**os.environ, **own, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import zoo
 from tests import golden
-from tests.test_export import UNSEEN, LogitsAndMaps, any_size, worst
+from tests.test_export import UNSEEN, LogitsAndMaps, any_size
 from zoo.cli.main import app
 from zoo.export import ExportError, agreement, deployment, export
 from zoo.export.export import capture
@@ -49,26 +49,21 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    assert {name: value.shape for name, value in found.items()} == {name: e.shape for name, e in expected.items()}
-    return max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
-
-
 @any_size
 @pytest.mark.slow
-def test_every_part_in_float32_and_int8_at_sizes_unseen(each_part: nn.Module, tmp_path: Path) -> None:
+def test_every_part_in_int8_at_sizes_unseen(each_part: nn.Module, tmp_path: Path) -> None:
     model = LogitsAndMaps(each_part)
     program, least = capture(model, (128, 160))
-    runs = {}
-    for name, calibration in {"float32": (), "int8": [golden.images(2, 128, 160)]}.items():
-        FORMATS["openvino"].write(program, tmp_path / f"{name}.xml", least, calibration)
-        runs[name] = FORMATS["openvino"].read(tmp_path / f"{name}.xml")
+    FORMATS["openvino"].write(program, tmp_path / "model.xml", least, [golden.images(2, 128, 160)])
+    run = FORMATS["openvino"].read(tmp_path / "model.xml")
     for batch, height, width in [(2, 128, 160), *UNSEEN]:
         inputs = golden.images(batch, height, width)
         with torch.no_grad():
             expected = model(inputs)
-        assert worst(runs["float32"](inputs), expected) < 3e-5
-        assert 1e-4 < relative_error(runs["int8"](inputs), expected) < 0.2
+        found = run(inputs)
+        assert found["logits"].shape == expected.pop("logits").shape  # of random weights small, so that they say little
+        for name, value in expected.items():
+            assert 1e-4 < float((found[name] - value).norm() / value.norm()) < 0.1
 
 
 @any_size
