@@ -95,12 +95,15 @@ def infers_natively(*tensors: torch.Tensor) -> bool:
 
     They do not where a gradient is wanted, and where something observes the operations.
     """
-    x = tensors[0]
-    if x.dtype != torch.float32 or not x.is_cpu or any(type(t) not in _PLAIN for t in tensors):
+    if tensors[0].dtype != torch.float32:
+        return False
+    if any(type(t) not in _PLAIN or not t.is_cpu for t in tensors):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    return forced() in (None, "native") and not watched() and not native.why_not()
+    if forced() not in (None, "native") or watched() or native.why_not():
+        return False
+    return not any(t.is_neg() for t in tensors)  # views that PyTorch negates as it reads them
 
 
 def forced() -> str | None:

@@ -88,10 +88,10 @@ inline int rounded(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 // R x (V * LANES) numbers of c = [c +] a b. Element (i, l) of a stands at a[i * a_row + l * a_column].
 template <int R, int V, bool ADD>
-inline void product_block(const float* a, int a_row, int a_column, const float* b, int b_row, float* c, int c_row,
-                          int inner) {
+inline void product_block(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                          int64_t c_row, int64_t inner) {
   Vector x[R][V] = {};
-  for (int l = 0; l < inner; l++)
+  for (int64_t l = 0; l < inner; l++)
     for (int j = 0; j < V; j++) {
       Vector row = load(b + l * b_row + j * LANES);
       for (int i = 0; i < R; i++) x[i][j] += a[i * a_row + l * a_column] * row;
@@ -104,9 +104,9 @@ inline void product_block(const float* a, int a_row, int a_column, const float* 
 }
 
 template <int V, bool ADD>
-inline void product_panel(const float* a, int a_row, int a_column, const float* b, int b_row, float* c, int c_row,
-                          int rows, int inner) {
-  int i = 0;
+inline void product_panel(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                          int64_t c_row, int64_t rows, int64_t inner) {
+  int64_t i = 0;
   for (; i + 8 <= rows; i += 8)
     product_block<8, V, ADD>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, inner);
   for (; i + 4 <= rows; i += 4)
@@ -117,10 +117,10 @@ inline void product_panel(const float* a, int a_row, int a_column, const float* 
 
 // c = [c +] a b for matrices that fit the cache: (rows, inner) times (inner, columns), columns a multiple of LANES.
 template <bool ADD = false>
-inline void product(const float* a, int a_row, int a_column, const float* b, int b_row, float* c, int c_row, int rows,
-                    int columns, int inner) {
+inline void product(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                    int64_t c_row, int64_t rows, int64_t columns, int64_t inner) {
   constexpr int V = LANES == 16 ? 2 : 1;  // as many sums as the registers hold
-  int j = 0;
+  int64_t j = 0;
   for (; j + V * LANES <= columns; j += V * LANES)
     product_panel<V, ADD>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, inner);
   for (; j < columns; j += LANES)

@@ -6,6 +6,7 @@ namespace zoo::channel {
 
 struct Problem {
   Map q, k, v, out;
+  float* weights;  // (batch, heads, dim, dim), to be written
   int64_t batch, height, width, heads, dim;  // dim is a multiple of LANES
   float scale;
 };
@@ -26,20 +27,18 @@ void weights_of(const Problem& p, int64_t b, int64_t head, float* weights, float
 
 void forward(const Problem& p, int64_t threads) {
   int64_t one = p.dim * p.dim;
-  Numbers weights;
-  weights.resize(p.batch * p.heads * one);
 #pragma omp parallel num_threads(threads)
   {
     Numbers sums;
     sums.resize(one);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < p.batch * p.heads; task++)
-      weights_of(p, task / p.heads, task % p.heads, sums.data(), weights.data() + task * one);
+      weights_of(p, task / p.heads, task % p.heads, sums.data(), p.weights + task * one);
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < p.batch * p.height; task++) {
       int64_t b = task / p.height, y = task % p.height;
       for (int64_t head = 0; head < p.heads; head++)
-        product(p.q.at(b, y, 0, head), p.q.column, 1, weights.data() + (b * p.heads + head) * one, p.dim,
+        product(p.q.at(b, y, 0, head), p.q.column, 1, p.weights + (b * p.heads + head) * one, p.dim,
                 p.out.at(b, y, 0, head), p.out.column, p.width, p.dim, p.dim);
     }
   }
@@ -50,9 +49,9 @@ void forward(const Problem& p, int64_t threads) {
 extern "C" {
 
 // shape: batch, height, width, heads, dim. strides: four for each map.
-void channel_attention_forward(const float* q, const float* k, const float* v, float* out, const int64_t* shape,
-                               const int64_t* strides, float scale, int64_t threads) {
-  zoo::channel::Problem p{{q, strides}, {k, strides + 4}, {v, strides + 8}, {out, strides + 12},
+void channel_attention_forward(const float* q, const float* k, const float* v, float* out, float* weights,
+                               const int64_t* shape, const int64_t* strides, float scale, int64_t threads) {
+  zoo::channel::Problem p{{q, strides}, {k, strides + 4}, {v, strides + 8}, {out, strides + 12}, weights,
                           shape[0], shape[1], shape[2], shape[3], shape[4], scale};
   zoo::channel::forward(p, threads);
 }

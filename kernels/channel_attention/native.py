@@ -21,6 +21,6 @@ def limit(q: torch.Tensor) -> str:
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """See `api.channel_attention`, which checks the arguments."""
     q, k, v = (as_float(t) for t in (q, k, v))
-    out = empty(q.shape)
-    call("channel_attention_forward", q, k, v, out, numbers(*q.shape), strides(q, k, v, out), scale)
+    out, weights = empty(q.shape), empty((q.shape[0], q.shape[3], q.shape[4] ** 2))
+    call("channel_attention_forward", q, k, v, out, weights, numbers(*q.shape), strides(q, k, v, out), scale)
     return out

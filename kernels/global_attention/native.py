@@ -10,10 +10,15 @@ MOST_KEYS = 4096
 """The weights of a block of queries to all keys lie in the cache; PyTorch's kernel also cuts the keys into blocks."""
 
 
+WIDEST_HEAD = 256
+
+
 def limit(k: torch.Tensor, bias: torch.Tensor | None = None) -> str:
     """Why the C++ kernel does not compute a call; empty if it does."""
     if bias is not None:
         return "the C++ kernel takes no bias"
+    if k.shape[4] > WIDEST_HEAD:
+        return f"the C++ kernel takes heads of at most {WIDEST_HEAD} channels, not {k.shape[4]}"
     keys = k.shape[1] * k.shape[2]
     return f"the C++ kernel takes at most {MOST_KEYS} keys, not {keys}" if keys > MOST_KEYS else ""
 

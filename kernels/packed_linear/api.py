@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from zoo.kernels.backends import infers_natively
 from zoo.kernels.packed_linear import native, reference
 
+WIDEST = 2**16
+"""Channels of a hidden layer of which a chunk is kept in the cache."""
 SMALLEST_CHUNK = 48
 """Rows of a task: a map with fewer such tasks than threads is computed one layer after the other."""
 
@@ -33,7 +35,14 @@ def packed_mlp(
     Raises:
         ValueError: if the shapes do not agree, or there is no such activation.
     """
-    whole = act != "none" and infers_natively(x, *first, *second) and _is_readable(first[0]) and _is_readable(second[0])
+    whole = (
+        act != "none"
+        and hidden <= WIDEST
+        and outputs > 0
+        and infers_natively(x, *first, *second)
+        and _is_readable(*first)
+        and _is_readable(*second)
+    )
     if not whole or first[0].dtype != second[0].dtype or x.shape[:3].numel() < SMALLEST_CHUNK * torch.get_num_threads():
         return packed_conv(packed_conv(x, *first, hidden, act=act), *second, outputs)
     _check(x, *first, hidden, (1, 1), act)
@@ -56,7 +65,12 @@ def pack(
         panels: (ceil(outputs / width), inputs, width) with inputs = kh * kw * channels, where `width` is the
             processor's; (ceil(outputs / width), ceil(inputs / 2), width, 2) for bfloat16.
         bias: (ceil(outputs / width) * width,); zeros if there is none.
+
+    Raises:
+        ValueError: for another dtype.
     """
+    if weight.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"the weight is {weight.dtype}, to be packed in {dtype}: expected float32, and it or bfloat16")
     outputs, width = weight.shape[0], native.width()
     rows = weight.flatten(2).transpose(1, 2).flatten(1) if weight.ndim == 4 else weight
     missing = -outputs % width
@@ -100,8 +114,8 @@ def packed_conv(
     Raises:
         ValueError: if the shapes do not agree, or there is no such activation.
     """
-    _check(x, panels, bias, outputs, kernel, act)
-    if not infers_natively(x, panels, bias) or not _is_readable(panels):
+    _check(x, panels, bias, outputs, kernel, act, stride)
+    if not infers_natively(x, panels, bias) or not _is_readable(panels, bias):
         weight = unpack(panels, outputs, x.shape[3], kernel).to(x.dtype)
         return reference.packed_conv(x, weight, bias[:outputs].to(x.dtype), stride, act)
     side_by_side = x.stride(3) == 1 and (kernel == (1, 1) or x.stride(2) == x.shape[3])
@@ -109,18 +123,30 @@ def packed_conv(
     return native.packed_conv(x, panels, bias, outputs, kernel, stride, act)
 
 
-def _is_readable(panels: torch.Tensor) -> bool:
-    """Whether the C++ kernels of this processor read panels, which may have come from another one or been cast."""
+def _is_readable(panels: torch.Tensor, bias: torch.Tensor) -> bool:
+    """Whether the C++ kernels of this processor read a layer, which may have come from another one or been cast."""
+    if bias.dtype != torch.float32:
+        return False
     if panels.ndim == 4 and not (panels.dtype == torch.bfloat16 and native.has_bfloat16()):
         return False
     return panels.shape[2] == native.width() and (panels.ndim == 4 or panels.dtype == torch.float32)
 
 
 def _check(
-    x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor, outputs: int, kernel: tuple[int, int], act: str
+    x: torch.Tensor,
+    panels: torch.Tensor,
+    bias: torch.Tensor,
+    outputs: int,
+    kernel: tuple[int, int],
+    act: str,
+    stride: tuple[int, int] = (1, 1),
 ) -> None:
+    if min(*kernel, *stride) < 1 or outputs < 0:
+        raise ValueError(f"the kernel is {kernel}, its stride {stride}, outputs are {outputs}: expected positive ones")
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act is {act!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
+    if not bias.is_floating_point() or not panels.is_floating_point():
+        raise ValueError(f"panels are {panels.dtype} and the bias {bias.dtype}, expected those of pack")
     inputs = kernel[0] * kernel[1] * x.shape[-1]
     if x.ndim != 4 or panels.ndim not in (3, 4) or panels.shape[1] != (inputs if panels.ndim == 3 else -(-inputs // 2)):
         raise ValueError(f"x is {tuple(x.shape)}, panels {tuple(panels.shape)}: they do not fit a kernel of {kernel}")

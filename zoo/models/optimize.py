@@ -16,6 +16,7 @@ from zoo.kernels.packed_linear.native import has_bfloat16
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
 from zoo.models.tactics import Tactics
+from zoo.nn.backbone import Backbone
 from zoo.nn.embeds import DeformConv2d
 from zoo.nn.layers.hooks import is_hooked
 from zoo.nn.layers.packed import PackedConv, PackedDeformConv, PackedDepthwise, PackedLayerNorm
@@ -70,7 +71,7 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
         _logger.warning("optimize: only batch norms are folded, because %s", reason)
         return _described(copied, Counter())
     if example is None:
-        example = torch.zeros(1, backbone.in_chans, *backbone.config.img_size)
+        example = _images(backbone)
     return _described(copied, _swap(copied, example, dtype))
 
 
@@ -85,7 +86,7 @@ def optimize_for(images: int, model: nn.Module, batch: int = 1) -> nn.Module:
     if images < WORTHWHILE or not plain or why_no():
         return model
     backbone = backbone_of(model)
-    return optimize(model, example=torch.zeros(batch, backbone.in_chans, *backbone.config.img_size))
+    return optimize(model, example=_images(backbone, batch))
 
 
 def why_no(dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
@@ -99,6 +100,11 @@ def why_no(dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
     if dtype == torch.bfloat16 and not has_bfloat16():
         return "this processor does not multiply bfloat16 numbers (AVX512-BF16), so that float32 is faster"
     return ""
+
+
+def _images(backbone: Backbone, batch: int = 1) -> torch.Tensor:
+    """Images of the training size, independent of the default dtype and device."""
+    return torch.zeros(batch, backbone.in_chans, *backbone.config.img_size, dtype=torch.float32, device="cpu")
 
 
 def _described(model: nn.Module, done: Counter[str]) -> nn.Module:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -53,11 +52,10 @@ class Tactics:
                 write_json(self._path, {**_read(self._path), **self._known})
 
     def _measured(self, key: str, measure: Callable[[], float]) -> float:
-        found = self._known.get(key)
-        if not isinstance(found, float):
-            found = self._known[key] = round(measure(), 3)
+        if key not in self._known:
+            self._known[key] = round(measure(), 3)
             self._new = True
-        return found
+        return self._known[key]
 
 
 def _gain(packed: nn.Module, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
@@ -101,8 +99,11 @@ def _path() -> Path | None:
     return None
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    with suppress(OSError, ValueError, AttributeError):
-        known = json.loads(path.read_text("utf-8"))  # type: ignore[union-attr]  # there may be none
-        return known if isinstance(known, dict) else {}
+def _read(path: Path | None) -> dict[str, float]:
+    """The numbers in a file that may be missing, damaged or no file at all."""
+    with suppress(OSError, ValueError, RecursionError):
+        if path is not None and path.is_file():
+            known = json.loads(path.read_text("utf-8"))
+            known = known if isinstance(known, dict) else {}
+            return {key: value for key, value in known.items() if isinstance(value, float)}
     return {}

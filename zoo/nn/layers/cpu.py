@@ -86,8 +86,9 @@ def conv_norm(
     """
     if isinstance(layer, Packed):
         x = pad_same(x, cast(nn.Conv2d, layer)) if same else x
-        alone = type(norm) is nn.Identity and _is_plain(norm)
-        return layer(x, act) if alone else _activated(apply_norm(norm, layer(x)), act, in_place=bare(x, norm))
+        return (
+            layer(x, act) if _is_nothing(norm) else _activated(apply_norm(norm, layer(x)), act, in_place=bare(x, norm))
+        )
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or not bare(x, layer, norm):
         x = pad_same(x, cast(nn.Conv2d, layer)) if same else x  # what adapts a convolution has its sizes
         return _activated(apply_norm(norm, convolve(layer, x)), act)
@@ -107,7 +108,7 @@ def conv_norm(
 
 def linear_norm(layer: nn.Module, norm: nn.Module, x: torch.Tensor, act: Activation | None = None) -> torch.Tensor:
     """act(norm(layer(x))) of a linear layer on (B, H, W, C); a batch norm in evaluation mode becomes part of it."""
-    if type(norm) is nn.Identity and _is_plain(norm):
+    if _is_nothing(norm):
         return linear(layer, x, act)
     if type(layer) is not nn.Linear or not _folds(norm) or not bare(x, layer, norm):
         return _activated(apply_norm(norm, layer(x)), act)
@@ -132,7 +133,7 @@ def in_parts(
     module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, images: int | None
 ) -> torch.Tensor:
     """run(x) of `module`, of as many images at a time, unless someone looks at what is inside; None for all."""
-    if images is None or len(x) <= images or not bare(x) or any(map(is_hooked, module.modules())):
+    if images is None or not bare(x) or len(x) <= images or any(map(is_hooked, module.modules())):
         return run(x)
     return torch.cat([run(part) for part in x.split(images)])
 
@@ -146,6 +147,11 @@ def bare(x: torch.Tensor, *layers: nn.Module) -> bool:
     if torch.is_grad_enabled() or type(x) is not torch.Tensor or x.device.type != "cpu" or watched():
         return False
     return not all_are_hooked() and all(map(_is_plain, layers))
+
+
+def _is_nothing(norm: nn.Module) -> bool:
+    """Whether skipping the call of a norm changes nothing at all."""
+    return type(norm) is nn.Identity and not all_are_hooked() and _is_plain(norm)
 
 
 def _is_plain(layer: nn.Module) -> bool:
