@@ -62,7 +62,7 @@ ROOMS = {
     "models": {"nn.backbone", "nn.parts", "nn.embeds", "nn.init", "nn.layers", "weights", "kernels", *LIGHT},
     "timm_models": {"models", "weights", *LIGHT},
     "vision": {"models", *LIGHT},
-    "export": {"models", "nn.backbone", *LIGHT},
+    "export": {"models", "nn.backbone", "kernels", *LIGHT},
     "explain": {"vision", "models", "nn.backbone", "nn.block", "nn.registry", "kernels", *LIGHT},
     "training": {"vision", "models", "nn.backbone", "nn.block", "weights", *LIGHT},
     "cli": {"training", "explain", "export", "vision", "models", "weights", *LIGHT},

@@ -21,6 +21,7 @@ from zoo.config.schema import Size, check
 from zoo.errors import Where
 from zoo.export.runtimes import AXES, FORMATS, ExportError, output_names
 from zoo.files import move_together
+from zoo.kernels.per_size import one_program
 from zoo.models.build import FeaturePyramid
 from zoo.models.edit import fuse
 from zoo.models.load import backbone_of
@@ -62,7 +63,8 @@ class Named(nn.Module):
         self.model = model
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        out = self.model(images)
+        with one_program():
+            out = self.model(images)
         if isinstance(out, torch.Tensor):
             return {"logits" if backbone_of(self.model).num_classes else "pooled": out}
         return out if isinstance(out, dict) else dict(zip(self._levels(), out, strict=True))

@@ -58,10 +58,22 @@ def _write_onnx(program: ExportedProgram, path: Path, least: dict[str, int]) -> 
             dynamic_shapes={INPUT: axes} if axes else None,
             custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
+            optimize=False,  # it takes time quadratic in the number of nodes
         )
         assert written is not None
+        _simplify(written.model)
         written.model.metadata_props.update({f"least_{name}": str(length) for name, length in least.items()})
         written.save(path)
+
+
+def _simplify(model: Any) -> None:
+    """Compute what layers share once, and fold constants. Fusing operators is left to the runtimes."""
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants_ir
+
+    common.CommonSubexpressionEliminationPass()(model)
+    fold_constants_ir(model)
+    Sequential(common.RemoveUnusedNodesPass(), common.OutputFixPass(), common.NameFixPass())(model)
 
 
 def _stable_sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:

@@ -14,7 +14,7 @@ from zoo.kernels.exporting import contiguous_if_exporting, exporting
 from zoo.nn.layers import cpu
 from zoo.nn.layers.cosine import CosineQuery
 from zoo.nn.layers.heads import count_heads, split_heads
-from zoo.nn.layers.per_size import per_size
+from zoo.kernels.per_size import per_size
 from zoo.nn.layers.position_bias import PooledBias
 from zoo.nn.registry import BRANCHES
 
