@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.kernels import neighborhood_attention, use_backend
+from zoo.kernels.exporting import export_safe
 from zoo.kernels.neighborhood_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -80,6 +81,25 @@ def test_every_query_sees_its_nearest_keys_once(axes: tuple) -> None:
     assert ((seen > 0).sum((-2, -1)) == size[0] * size[1]).all()
     rows, columns = seen_on(height, size[0], dilation[0]), seen_on(width, size[1], dilation[1])
     assert torch.equal(seen > 0, rows[:, None, :, None] & columns[None, :, None, :])
+
+
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+def test_the_exported_form_equals_the_reference(case: Case) -> None:
+    tensors = case.tensors(2, dtype=torch.float64)
+    expected = neighborhood_attention(**tensors, **case.settings())
+    with export_safe():
+        torch.testing.assert_close(neighborhood_attention(**tensors, **case.settings()), expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(axes=st.tuples(axis, axis))
+def test_the_exported_form_on_maps_of_any_size(axes: tuple) -> None:
+    size, dilation, more = zip(*axes, strict=True)
+    shape = [n * d + 2 * m for n, d, m in zip(size, dilation, more, strict=True)]
+    q, k, v = torch.randn(1, *shape, 3, 2, 4, dtype=torch.float64).unbind(3)
+    expected = neighborhood_attention(q, k, v, size, dilation)
+    with export_safe():
+        torch.testing.assert_close(neighborhood_attention(q, k, v, size, dilation), expected)
 
 
 @pytest.mark.parametrize("case", AWKWARD, ids=lambda c: c.name)
