@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.per_size import per_size
 from zoo.kernels.sizes import ceil_div, same, statically_true
 from zoo.nn.layers import cpu
-from zoo.kernels.per_size import per_size
 from zoo.nn.layers.per_weights import per_weights
 
 CACHED = 2**18

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from zoo.config.schema import Count, Size
 from zoo.kernels import aggregated_attention
 from zoo.kernels.exporting import contiguous_if_exporting, exporting
+from zoo.kernels.per_size import per_size
 from zoo.nn.layers import cpu
 from zoo.nn.layers.cosine import CosineQuery
 from zoo.nn.layers.heads import count_heads, split_heads
-from zoo.kernels.per_size import per_size
 from zoo.nn.layers.position_bias import PooledBias
 from zoo.nn.registry import BRANCHES
 
