@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from zoo.kernels.aggregated_attention import native, operator, reference
+from zoo.kernels.aggregated_attention import blockwise, native, operator, reference
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import check_qkv, check_table
+from zoo.kernels.exporting import exporting
 from zoo.kernels.recording import recorded
 
 
@@ -55,5 +56,6 @@ def aggregated_attention(
         check_table(name, tensor, shape, q)
     tensors = (q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra)
     if choose(q, native.limit(pooled_k, size)) == "reference":
-        return reference.aggregated_attention(*tensors, size)
+        form = blockwise if exporting() else reference
+        return form.aggregated_attention(*tensors, size)
     return operator.forward(*tensors, size)[0]

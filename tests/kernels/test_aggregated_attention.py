@@ -8,6 +8,7 @@ import torch
 from zoo.kernels import aggregated_attention, use_backend
 from zoo.kernels.aggregated_attention import tiles, triton_pooled
 from zoo.kernels.aggregated_attention.cases import AWKWARD, MODELS, Case
+from zoo.kernels.exporting import export_safe
 
 BOUND = {torch.float32: 80, torch.bfloat16: 50, torch.float16: 50}
 """Largest error in units of the dtype's eps; `extra` makes the weights larger than those of a softmax."""
@@ -49,6 +50,14 @@ def brute_force(q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra, cas
 def test_equals_brute_force(case: Case) -> None:
     tensors = inputs(case)
     torch.testing.assert_close(aggregated_attention(*tensors, case.size), brute_force(*tensors, case))
+
+
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+def test_the_exported_form_equals_the_reference(case: Case) -> None:
+    tensors = inputs(case)
+    expected = aggregated_attention(*tensors, case.size)
+    with export_safe():
+        torch.testing.assert_close(aggregated_attention(*tensors, case.size), expected)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)

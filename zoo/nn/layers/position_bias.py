@@ -229,9 +229,9 @@ def pooled_distances(
     twice = key * length // pooled + ((key + 1) * length - 1) // pooled
     position = torch.arange(length, device=device)
     distance = 2 * position[:, None] - twice
-    step = 2 if statically_true(length % pooled == 0) else 1
+    step = 2 - min(length % pooled, 1)
     lowest = -((pooled - 1) * length // pooled + length - 1)
     highest = 2 * (length - 1) - (ceil_div(length, pooled) - 1)
-    distances = torch.arange(lowest, highest + 1, step, device=device) / 2
+    distances = (torch.arange((highest - lowest) // step + 1, device=device) * step + lowest) / 2
     scaled = 8 * distances / (pretrained - 1)
     return scaled.sign() * scaled.abs().add(1).log2() / 3, (distance - lowest) // step
