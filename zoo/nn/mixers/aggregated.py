@@ -77,7 +77,7 @@ class AggregatedAttention(nn.Module):
         pooled_k = F.normalize(pooled_k, dim=-1)
         bias = self.cpb(shape, pooled, x, self._pooled(self.trained))
         tensors = (q, k, v, pooled_k, pooled_v, self.local_bias, bias, extra)
-        out = aggregated_attention(*(t.to(v.dtype) for t in tensors), size=SIZE)
+        out = aggregated_attention(*(t if t.dtype == v.dtype else t.to(v.dtype) for t in tensors), size=SIZE)
         return cpu.linear(self.proj, out.flatten(3))
 
     def _pooled(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -98,6 +98,7 @@ class AggregatedAttention(nn.Module):
         return self.norm(F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), pooled).permute(0, 2, 3, 1).contiguous())
 
 
+@per_size
 def pooling(length: int, pooled: int, *, device: torch.device) -> torch.Tensor:
     """The matrix (pooled, length) of adaptive average pooling along one axis."""
     key, position = torch.arange(pooled, device=device)[:, None], torch.arange(length, device=device)
