@@ -31,7 +31,7 @@ def aggregated_attention(
     height, width = q.shape[1:3]
     halo = (TILE + size - 1) ** 2
     tiles, queries, keys, outside, home = plan(height, width, size, device=q.device)
-    taps = tap_of_pairs(size, device=q.device)
+    taps, spread = pairs(size, device=q.device)
 
     def gather(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return x.flatten(1, 2).transpose(1, 2).index_select(2, positions)  # (B, heads, positions, channels)
@@ -47,9 +47,8 @@ def aggregated_attention(
     local, pooled = weights.split([halo, pooled.shape[-1]], dim=-1)
 
     extra = F.pad(gather(extra, queries), (0, 1)).unflatten(2, (tiles, TILE**2)).flatten(3)
-    first = torch.arange(TILE**2, device=q.device)[:, None] * (size**2 + 1)
-    extra = extra.index_select(3, (first + taps.unflatten(0, (TILE**2, halo))).flatten())
-    near = (local.unflatten(2, (tiles, TILE**2)) + extra.unflatten(3, (TILE**2, halo))) @ v
+    extra = extra.index_select(3, spread).unflatten(3, (TILE**2, halo))
+    near = (local.unflatten(2, (tiles, TILE**2)) + extra) @ v
     out = near.flatten(2, 3) + pooled @ pooled_v
     return out.index_select(2, home).transpose(1, 2).unflatten(1, (height, width))
 
@@ -61,12 +60,20 @@ def _surround(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @per_size
-def tap_of_pairs(size: int, *, device: torch.device) -> torch.Tensor:
-    """Which position of a query's window each key of its tile's halo is, or size**2 for none; (TILE**2 * halo,)."""
+def pairs(size: int, *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of a query of a tile and a key of its halo, query by query.
+
+    Returns:
+        Which position of the query's window the key is, or size**2 for none; and the index of that position among
+        those of all queries, each with one more for none.
+    """
     ahead = torch.arange(TILE + size - 1, device=device) - torch.arange(TILE, device=device)[:, None]
     inside = (ahead >= 0) & (ahead < size)
+    inside = inside[:, None, :, None] & inside[None, :, None, :]
     taps = (ahead * size)[:, None, :, None] + ahead[None, :, None, :]
-    return torch.where(inside[:, None, :, None] & inside[None, :, None, :], taps, size**2).flatten()
+    taps = torch.where(inside, taps, size**2).flatten(2).flatten(0, 1)
+    spread = torch.arange(TILE**2, device=device)[:, None] * (size**2 + 1) + taps
+    return taps.flatten(), spread.flatten()
 
 
 @per_size

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import exporting
 from zoo.kernels.per_size import per_size
 from zoo.kernels.sizes import ceil_div, same, statically_true
 from zoo.nn.layers import cpu
@@ -171,6 +172,10 @@ class PooledBias(nn.Module):
         return _interpolate(self._exact(self.trained, trained_keys, like), self.trained, trained_keys, queries, keys)
 
     def _exact(self, queries: tuple[int, int], keys: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+        if exporting():  # fewer steps
+            coordinates, index = pooled_pairs(*queries, *keys, *self.pretrained, device=like.device)
+            table = self.fc2(F.relu(self.fc1(coordinates.to(like.dtype)))).t()
+            return table.index_select(1, index).unflatten(1, (queries[0] * queries[1], keys[0] * keys[1]))
         sides = zip(queries, keys, self.pretrained, strict=True)
         rows, columns = (pooled_distances(*side, device=like.device)[1] for side in sides)
         pairs = self._table(queries, keys, like).index_select(2, columns.flatten()).index_select(1, rows.flatten())
@@ -235,3 +240,19 @@ def pooled_distances(
     distances = (torch.arange((highest - lowest) // step + 1, device=device) * step + lowest) / 2
     scaled = 8 * distances / (pretrained - 1)
     return scaled.sign() * scaled.abs().add(1).log2() / 3, (distance - lowest) // step
+
+
+@per_size
+def pooled_pairs(
+    height: int, width: int, h: int, w: int, down: int, right: int, *, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates of (height, width) positions relative to (h, w) keys, for a map of (down, right) in pre-training.
+
+    Returns:
+        The coordinates of all pairs of a vertical and a horizontal distance, (pairs, 2), and the index for each query
+        and key, (height * width * h * w,).
+    """
+    vertical, rows = pooled_distances(height, h, down, device=device)
+    horizontal, columns = pooled_distances(width, w, right, device=device)
+    pairs = torch.stack(torch.broadcast_tensors(vertical[:, None], horizontal), dim=-1).flatten(0, 1)
+    return pairs, (rows[:, None, :, None] * horizontal.shape[0] + columns[None, :, None, :]).flatten()
