@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zoo.kernels import native, region_routes, region_scores, routing_attention, use_backend
+from zoo.kernels.exporting import export_safe
 from zoo.kernels.routing_attention.cases import AWKWARD, MODELS, Case
 
 BOUND = {torch.float32: 40, torch.bfloat16: 10, torch.float16: 10}
@@ -61,6 +62,14 @@ def loop_routes(q, k, region: tuple[int, int], topk: int) -> list[list[list[int]
         scores = [[(a * b).sum().item() for b in means[1]] for a in means[0]]
         chosen += [[sorted(range(len(row)), key=lambda other, row=row: (-row[other], other))[:topk] for row in scores]]
     return chosen
+
+
+@pytest.mark.parametrize("case", [*MODELS, *AWKWARD], ids=lambda c: c.name)
+def test_the_exported_form_equals_the_reference(case: Case) -> None:
+    tensors = case.tensors(2, dtype=torch.float64)
+    expected = routing_attention(**tensors, **case.settings())
+    with export_safe():
+        torch.testing.assert_close(routing_attention(**tensors, **case.settings()), expected)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
