@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from zoo.kernels.exporting import exporting
 from zoo.kernels.per_size import per_size
-from zoo.kernels.sizes import ceil_div, same, statically_true
+from zoo.kernels.sizes import ceil_div, same
 from zoo.nn.layers import cpu
 from zoo.nn.layers.per_weights import per_weights
 
