@@ -8,12 +8,20 @@ import torch
 
 from zoo.kernels.switch import Switch
 
+UNSEEN = -3e4
+"""The bias of a key that a query does not see: its weight is zero. It is finite, as int8 needs, and fits half precision."""
+
 _asked = Switch("exporting", False)
 
 
 def exporting() -> bool:
     """Whether to run only PyTorch's own operators, out of place and in a form valid for every size."""
     return _asked.value() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def for_runtimes() -> bool:
+    """Whether a program is exported for a runtime; not while one is traced, as by tools that count its operations."""
+    return exporting() and not torch.jit.is_tracing()
 
 
 def contiguous_if_exporting(x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from zoo.kernels.aggregated_attention import blockwise, native, operator, reference
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import check_qkv, check_table
-from zoo.kernels.exporting import exporting
+from zoo.kernels.exporting import for_runtimes
 from zoo.kernels.recording import recorded
 
 
@@ -56,6 +56,6 @@ def aggregated_attention(
         check_table(name, tensor, shape, q)
     tensors = (q, k, v, pooled_k, pooled_v, local_bias, pooled_bias, extra)
     if choose(q, native.limit(pooled_k, size)) == "reference":
-        form = blockwise if exporting() else reference
+        form = blockwise if for_runtimes() else reference
         return form.aggregated_attention(*tensors, size)
     return operator.forward(*tensors, size)[0]

@@ -1,6 +1,6 @@
 """Aggregated attention by tiles of queries, for exported programs: a few gathers, and dense products of matrices.
 
-The queries of a tile are multiplied with all positions in any of their windows, the halo of the tile. A bias of -inf
+The queries of a tile are multiplied with all positions in any of their windows, the halo of the tile. A bias
 removes those outside a query's own window or outside the map.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import UNSEEN
 from zoo.kernels.per_size import per_size
 from zoo.kernels.sizes import ceil_div
 
@@ -40,7 +41,7 @@ def aggregated_attention(
     k, v = (gather(_surround(t, size), keys).unflatten(2, (tiles, halo)) for t in (k, v))
     pooled_k, pooled_v = (t.flatten(1, 2).transpose(1, 2) for t in (pooled_k, pooled_v))
 
-    bias = F.pad(local_bias, (0, 1), value=float("-inf")).index_select(1, taps).unflatten(1, (1, TILE**2, halo))
+    bias = F.pad(local_bias, (0, 1), value=UNSEEN).index_select(1, taps).unflatten(1, (1, TILE**2, halo))
     local = q.unflatten(2, (tiles, TILE**2)) @ k.transpose(-2, -1) + (bias + outside.to(bias.dtype))
     pooled = q @ pooled_k.transpose(-2, -1) + pooled_bias.index_select(1, queries)
     weights = torch.cat([local.flatten(2, 3), pooled], dim=-1).softmax(-1).to(v.dtype)
@@ -82,7 +83,7 @@ def plan(height: int, width: int, size: int, *, device: torch.device) -> tuple[i
 
     Returns:
         The number of tiles; the position of each query, tile by tile, in the H * W of an image, and of each key in
-        the surrounded map; -inf for keys outside the map and 0 for others, (tiles, 1, keys); and the query of each
+        the surrounded map; `UNSEEN` for keys outside the map and 0 for others, (tiles, 1, keys); and the query of each
         position.
     """
     (down, right), reach = (ceil_div(n, TILE) for n in (height, width)), torch.arange(TILE + size - 1, device=device)
@@ -96,7 +97,7 @@ def plan(height: int, width: int, size: int, *, device: torch.device) -> tuple[i
         (p >= size // 2) & (p < n + size // 2) for p, n in zip((rows, columns), (height, width), strict=True)
     )
     inside = rows[:, None, :, None] & columns[None, :, None, :]
-    outside = torch.where(inside, 0.0, float("-inf")).reshape(down * right, 1, (TILE + size - 1) ** 2)
+    outside = torch.where(inside, 0.0, UNSEEN).reshape(down * right, 1, (TILE + size - 1) ** 2)
     row, column = (torch.arange(n, device=device) for n in (height, width))
     row = (row // TILE * right * TILE + row % TILE) * TILE
     column = column // TILE * TILE**2 + column % TILE

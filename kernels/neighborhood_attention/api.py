@@ -6,7 +6,7 @@ import torch
 
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import LARGEST, as_pair, check_qkv, check_scale, check_table
-from zoo.kernels.exporting import exporting
+from zoo.kernels.exporting import for_runtimes
 from zoo.kernels.neighborhood_attention import blockwise, native, operator, reference
 from zoo.kernels.recording import recorded
 
@@ -51,6 +51,6 @@ def neighborhood_attention(
         check_table("bias", bias, (q.shape[3], 2 * size[0] - 1, 2 * size[1] - 1), q)
     scale = check_scale(scale, q.shape[-1])
     if choose(q, native.limit(size)) == "reference":
-        form = blockwise if exporting() else reference
+        form = blockwise if for_runtimes() else reference
         return form.neighborhood_attention(q, k, v, size, dilation, bias, scale)
     return operator.forward(q, k, v, bias, size, dilation, scale)[0]

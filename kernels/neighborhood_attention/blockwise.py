@@ -1,7 +1,7 @@
 """Neighborhood attention by tiles of queries, for exported programs: a few gathers, and dense products of matrices.
 
-The queries of a tile are multiplied with all keys that any of them sees, the halo of the tile. A bias of -inf removes
-those that a query itself does not see.
+The queries of a tile are multiplied with all keys that any of them sees, the halo of the tile. A bias removes
+those that the query itself does not see.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from zoo.kernels.exporting import UNSEEN
 from zoo.kernels.per_size import per_size
 from zoo.kernels.sizes import ceil_div
 
@@ -35,7 +36,7 @@ def neighborhood_attention(
     k, v = (t.index_select(2, keys).unflatten(2, (tiles, halo)) for t in (k, v))
 
     table = q.new_zeros(1, *(2 * n - 1 for n in size)) if bias is None else bias
-    table = F.pad(table, (0, 1, 0, 1), value=float("-inf"))  # the last row and column are those of unseen keys
+    table = F.pad(table, (0, 1, 0, 1), value=UNSEEN)  # the last row and column are those of unseen keys
     table = table.index_select(2, columns).reshape(table.shape[0], -1, TILE + size[1] - 1)
     pairs = table.index_select(1, rows).reshape(table.shape[0], tiles, TILE**2, halo)
 

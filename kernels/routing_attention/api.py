@@ -6,7 +6,7 @@ import torch
 
 from zoo.kernels.backends import choose
 from zoo.kernels.checks import LARGEST, as_pair, check_qkv, check_scale
-from zoo.kernels.exporting import exporting
+from zoo.kernels.exporting import for_runtimes
 from zoo.kernels.recording import recorded
 from zoo.kernels.routing_attention import native, operator, reference, regionwise
 from zoo.kernels.sizes import ceil_div
@@ -57,7 +57,7 @@ def routing_attention(
     if choose(q, native.limit(region, routes)) == "reference":
         if routes.device.type == "cpu" and not watched():
             native.check_routes(routes)
-        form = regionwise if exporting() else reference
+        form = regionwise if for_runtimes() else reference
         return form.routing_attention(q, k, v, routes.long(), region, scale)
     return operator.forward(q, k, v, routes, region, scale)[0]
 

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -48,23 +49,23 @@ def main(
     batch: Annotated[list[int], typer.Option(min=1)] = [1, 8],  # noqa: B006
     mode: Annotated[list[str], typer.Option(help="eager, compiled, graphed, optimized")] = ["eager", "compiled"],  # noqa: B006
     passes: Annotated[list[str], typer.Option("--pass", help="forward, training")] = ["forward"],  # noqa: B006
-    size: Annotated[str, typer.Option(help="Side of square images, or HEIGHTxWIDTH.")] = "224",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = "float32",
+    size: Annotated[list[str], typer.Option(help="Side of square images, or HEIGHTxWIDTH.")] = ["224"],  # noqa: B006
+    dtype: Annotated[list[str], typer.Option(help="float32, bfloat16, float16")] = ["float32"],  # noqa: B006
     device: Annotated[str, typer.Option(help="cuda or cpu")] = default_device(),
     peer: Annotated[list[Path] | None, typer.Option(help="Python files with `create_model(name)`.")] = None,
     runtime: Annotated[list[str] | None, typer.Option(help="onnxruntime, openvino")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = torch.get_num_threads(),
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of the CPU; all if not given.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Timed passes of each model.")] = 20,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Rows are appended.")] = None,
     timm_csv: Annotated[Path | None, typer.Option(help="Forward passes in the columns of timm's benchmark.py.")] = None,
 ) -> None:
     """Print a table of throughput and peak memory, ours against the others'."""
-    torch.set_num_threads(threads)
     factories = {"zoo": own, "timm": from_timm} | {path.stem: from_file(path) for path in peer or ()}
-    cells = [(n, m, p, b) for n in model for m in mode for p in passes for b in batch]
     groups = []
-    for name, way, kind, images in cells:
-        groups.append(measure(factories, name, way, kind, images, size, dtype, device, rounds, runtime or ()))
+    counts = threads or [torch.get_num_threads()]
+    for name, way, kind, images, side, precision, count in product(model, mode, passes, batch, size, dtype, counts):
+        torch.set_num_threads(count)
+        groups.append(measure(factories, name, way, kind, images, side, precision, device, rounds, runtime or ()))
         if csv_file is not None:
             append(csv_file, groups[-1])
         if timm_csv is not None and kind == "forward":
@@ -151,6 +152,9 @@ def show(groups: list[list[dict]]) -> None:
     names = (
         "model",
         "batch",
+        "size",
+        "dtype",
+        "threads",
         "mode",
         "pass",
         "peer",
@@ -163,7 +167,7 @@ def show(groups: list[list[dict]]) -> None:
     )
     table = Table(*names)
     for ours, *others in groups:
-        start = (ours["model"], str(ours["batch"]), ours["mode"], ours["pass"])
+        start = [str(ours[name]) for name in names[:7]]
         if not others:
             table.add_row(*start, "-", f"{ours['images_per_second']:.1f}", "-", "-", _memory(ours), "-", "-")
         for theirs in others:
@@ -176,7 +180,7 @@ def show(groups: list[list[dict]]) -> None:
                 *map(_memory, (ours, theirs)),
                 f"{ours['peak_mb'] / theirs['peak_mb']:.2f}x" if known else "-",
             )
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def _memory(entry: dict) -> str:
