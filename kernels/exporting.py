@@ -9,7 +9,7 @@ import torch
 from zoo.kernels.switch import Switch
 
 UNSEEN = -3e4
-"""The bias of a key that a query does not see: its weight is zero. It is finite, as int8 needs, and fits half precision."""
+"""The bias of a key that a query does not see: its weight is zero. Finite, as int8 needs, and within half precision."""
 
 _asked = Switch("exporting", False)
 
