@@ -127,7 +127,7 @@ def share(name: str, images: torch.Tensor, seconds: float, dtype: str, device: s
     info = zoo.model_info(name)
     if device != "cpu" or dtype not in ("float32", "bfloat16") or tuple(images.shape[2:]) != info.img_size:
         return ""
-    return round(2e9 * info.gmacs * len(images) / seconds / product_rate(dtype), 3)
+    return round(2e9 * info.gmacs * len(images) / seconds / product_rate(dtype, torch.get_num_threads()), 3)
 
 
 def as_timm(row: dict) -> dict:
