@@ -198,6 +198,10 @@ def test_what_it_cannot_serve_is_refused() -> None:
         (copy.deepcopy(model).half(), {}, "torch.float16 on cpu"),
         (copy.deepcopy(model).to("meta"), {}, "on meta"),
         (nn.Linear(3, 4), {}, "model of the zoo"),
+        (model, {"example": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\), expected images \(B, 3, H, W\)"),
+        (model, {"example": torch.zeros(1, 4, 64, 64)}, r"expected images \(B, 3, H, W\)"),
+        (model, {"example": torch.zeros(0, 3, 64, 64)}, "expected images"),
+        (model, {"example": torch.zeros(1, 3, 64, 64).double()}, "torch.float64 on cpu, expected"),
     ):
         with pytest.raises(ConfigError, match=match):
             zoo.optimize(wrong, **settings)

@@ -51,8 +51,8 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
         example: images (B, in_chans, H, W) as they will be; one of the training size if not given.
 
     Raises:
-        ConfigError: if this is not a model of the zoo, it is not in float32 on the CPU, for another dtype, or for
-            bfloat16 on a processor without products of it.
+        ConfigError: if this is not a model of the zoo, it or `example` is not in float32 on the CPU, for an example of
+            another shape, another dtype, or bfloat16 on a processor without products of it.
     """
     backbone = backbone_of(model)
     if dtype not in DTYPES:
@@ -70,8 +70,8 @@ def optimize(model: nn.Module, *, dtype: torch.dtype = torch.float32, example: t
     if reason:
         _logger.warning("optimize: only batch norms are folded, because %s", reason)
         return _described(copied, Counter())
-    if example is None:
-        example = _images(backbone)
+    example = _images(backbone) if example is None else example
+    _check_example(example, backbone.in_chans)
     return _described(copied, _swap(copied, example, dtype))
 
 
@@ -100,6 +100,13 @@ def why_no(dtype: torch.dtype = torch.float32, device: str = "cpu") -> str:
     if dtype == torch.bfloat16 and not has_bfloat16():
         return "this processor does not multiply bfloat16 numbers (AVX512-BF16), so that float32 is faster"
     return ""
+
+
+def _check_example(x: torch.Tensor, channels: int) -> None:
+    if x.ndim != 4 or x.shape[1] != channels or not x.numel():
+        raise ConfigError(f"optimize: example is {tuple(x.shape)}, expected images (B, {channels}, H, W)")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ConfigError(f"optimize: example is {x.dtype} on {x.device}, expected torch.float32 on the CPU")
 
 
 def _images(backbone: Backbone, batch: int = 1) -> torch.Tensor:
