@@ -16,7 +16,6 @@ constexpr int ROWS = 6;
 constexpr int VECTORS = 2, WIDTH = VECTORS * LANES;
 constexpr int64_t TILES = 32;  // of a chunk at most
 constexpr int AHEAD = 64;      // steps at which weights are fetched early: large layers come from memory at every pass
-constexpr int LINE = 64;       // bytes of a cache line
 
 // A linear layer of the positions (batch, height, width) of a map, or a convolution: each reads `segments` times `length`
 // numbers that lie side by side, the rows of its kernel.

@@ -4,6 +4,7 @@
 
 namespace zoo::packed {
 
+constexpr int LINE = 16;      // numbers of a cache line
 constexpr int64_t RUN = 256;  // inputs whose products are summed on their own: the sums of shorter runs are more exact
 
 // inputs: where each row of the tile begins in x.
@@ -21,7 +22,7 @@ template <int R, int ACT>
 #pragma GCC unroll 4
       for (int64_t l = from; l < to; l++, weights += WIDTH) {
         Vector column[VECTORS];
-        for (int j = 0; j < WIDTH; j += LINE / 4) __builtin_prefetch(weights + AHEAD * WIDTH + j);
+        for (int j = 0; j < WIDTH; j += LINE) __builtin_prefetch(weights + AHEAD * WIDTH + j);
         for (int j = 0; j < VECTORS; j++) column[j] = load(weights + j * LANES);
         for (int i = 0; i < R; i++)
           for (int j = 0; j < VECTORS; j++) sums[i][j] += x[i][l] * column[j];

@@ -12,6 +12,7 @@ import torch
 import zoo
 from bench.measure import Call
 from zoo.export import export
+from zoo.export.runtimes import FORMATS
 
 
 @cache
@@ -26,14 +27,7 @@ def onnx_runtime(name: str, images: torch.Tensor, dtype: str) -> Call | None:
     """A forward pass in ONNX Runtime, which has float32 alone for the CPU."""
     if dtype != "float32":
         return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
-    path = exported(name)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
+    return partial(FORMATS["onnx"].read(exported(name)), images)
 
 
 def openvino(name: str, images: torch.Tensor, dtype: str) -> Call | None:

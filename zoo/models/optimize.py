@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -140,18 +140,10 @@ def _swap(model: nn.Module, example: torch.Tensor, dtype: torch.dtype) -> Counte
             done[f"{type(layer).__name__} packed{_kind(twin)}"] += 1
         else:
             done[f"{type(layer).__name__} left as it is, which is faster here"] += 1
-    _divide(model, example, tactics)
+    for stage in (stage for stage in backbone_of(model).stages if stage.context is None):
+        stage.images_at_once = tactics.images_at_once(stage, torch.cat([inputs[stage][0][:1]] * FEW))
     tactics.keep()
     return done
-
-
-def _divide(model: nn.Module, example: torch.Tensor, tactics: Tactics) -> None:
-    """Let each stage run a batch in parts of as many images as are fastest."""
-    stages = [stage for stage in backbone_of(model).stages if stage.context is None]
-    batch = example[:1].expand(FEW, -1, -1, -1)
-    seen = _inputs_of(stages, model, batch)
-    for stage in stages:
-        stage.images_at_once = tactics.images_at_once(stage, seen[stage][0])
 
 
 def _kind(twin: nn.Module) -> str:
@@ -160,19 +152,15 @@ def _kind(twin: nn.Module) -> str:
 
 
 def _inputs(model: nn.Module, example: torch.Tensor) -> dict[nn.Module, tuple[torch.Tensor, ...]]:
-    """What each layer that could be packed gets; without layers that compute tables, which are cached."""
+    """What stages and layers that could be packed get; without layers that compute tables, which are cached."""
     tables = {layer for module in model.modules() if has_table(module) for layer in module.modules()}
-    return _inputs_of([m for m in model.modules() if type(m) in _PACKED and m not in tables], model, example)
-
-
-def _inputs_of(
-    layers: Sequence[nn.Module], model: nn.Module, example: torch.Tensor
-) -> dict[nn.Module, tuple[torch.Tensor, ...]]:
     seen: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.setdefault(layer, inputs)
 
+    layers = [m for m in model.modules() if type(m) in _PACKED and m not in tables]
+    layers += backbone_of(model).stages
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
     try:
         model(example)
